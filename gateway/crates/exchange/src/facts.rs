@@ -1,0 +1,70 @@
+//! What is known of a request without reading its meaning: numbers, flags and declared labels, never prompt text.
+
+use crate::{Thinking, spelled};
+use serde::{Deserialize, Serialize};
+
+/// A provider's wire format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    OpenaiChat,
+    OpenaiResponses,
+    Anthropic,
+    Gemini,
+}
+
+spelled!(Dialect {
+    OpenaiChat => "openai_chat",
+    OpenaiResponses => "openai_responses",
+    Anthropic => "anthropic",
+    Gemini => "gemini",
+});
+
+/// The endpoint family a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Surface {
+    ChatCompletions,
+    Messages,
+}
+
+spelled!(Surface { ChatCompletions => "chat_completions", Messages => "messages" });
+
+/// Everything routing may depend on. Safe to store and to replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    pub dialect: Dialect,
+    pub surface: Surface,
+    /// The model name the caller wrote, or a virtual one such as `auto`.
+    pub model: Box<str>,
+    pub stream: bool,
+    pub body_bytes: u64,
+    /// Estimated input tokens, from text length; the provider's count replaces it at settlement.
+    pub input_tokens: u64,
+    /// The caller's own output limit (`max_tokens`, `max_completion_tokens`).
+    pub max_output_tokens: Option<u64>,
+    pub turns: u32,
+    pub tools: u32,
+    pub images: u32,
+    /// A JSON schema or JSON mode was asked for.
+    pub structured_output: bool,
+    /// The caller's own thinking setting, if any.
+    pub thinking: Option<Thinking>,
+    /// `service_tier` as the caller wrote it.
+    pub service_tier: Option<Box<str>>,
+    /// The workflow the caller declared (`x-tollgate-workflow`), before the key's own is applied.
+    pub workflow: Option<Box<str>>,
+    /// Milliseconds from arrival until the answer is worthless, if the caller said so.
+    pub deadline_ms: Option<u64>,
+    /// Declared labels: body `metadata` strings and `x-tollgate-tag-*` headers, in order, keys in lower case.
+    pub labels: Vec<(Box<str>, Box<str>)>,
+    /// Hash of the stable prefix (system, tools, first user turn): equal for turns of one conversation.
+    pub prefix_hash: u64,
+}
+
+impl Facts {
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels
+            .iter()
+            .find(|(key, _)| &**key == name)
+            .map(|(_, value)| &**value)
+    }
+}
