@@ -129,7 +129,9 @@ impl Listing<'_> {
         }
         let dollars = (self.dollars(&with)? - self.dollars(&without)?) / SMALL;
         let picodollars = (dollars * 1e12).round();
-        (picodollars >= 0.0 && picodollars < 1e15).then_some(Rate(picodollars as u64))
+        (0.0..1e15)
+            .contains(&picodollars)
+            .then_some(Rate(picodollars as u64))
     }
 
     /// Every class. One that the list does not price costs what its parent does: a cached token is at most an input

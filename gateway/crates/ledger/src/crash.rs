@@ -1,0 +1,101 @@
+//! What a journal says about requests that an earlier process never finished.
+
+use crate::journal::Entry;
+use crate::reservation::Intent;
+use exchange::{
+    AttemptOutcome, AttemptRecord, Ending, Money, Phase, Record, RequestId, Timings, Usage, UsageSource,
+};
+use std::collections::BTreeMap;
+
+struct Unfinished {
+    held: Money,
+    intents: Vec<Intent>,
+}
+
+/// The records to post: those that were settled, and one for every request that was cut off, at what was held for it.
+pub(crate) fn recover(entries: Vec<Entry<'static>>) -> Vec<Record> {
+    let mut unfinished: BTreeMap<RequestId, Unfinished> = BTreeMap::new();
+    let mut records = Vec::new();
+    for entry in entries {
+        match entry {
+            Entry::Began {
+                request,
+                held,
+                intent,
+            } => {
+                let open = unfinished.entry(request).or_insert(Unfinished {
+                    held,
+                    intents: Vec::new(),
+                });
+                open.held = held;
+                open.intents.push(intent.into_owned());
+            }
+            Entry::Extended { request, held } => {
+                if let Some(open) = unfinished.get_mut(&request) {
+                    open.held = held;
+                }
+            }
+            Entry::Settled { record } => {
+                let record = record.into_owned();
+                unfinished.remove(&record.request);
+                records.push(record);
+            }
+        }
+    }
+    let cut_off = unfinished.into_iter();
+    records.extend(cut_off.filter_map(|(request, open)| estimate(request, &open.intents, open.held)));
+    records
+}
+
+/// The record of a request that nobody saw end: its last attempt is charged what was held, since the provider may
+/// have produced that much; attempts before it had failed without an answer.
+pub(crate) fn estimate(request: RequestId, intents: &[Intent], held: Money) -> Option<Record> {
+    let last = intents.last()?;
+    let opening = &last.opening;
+    let attempts = intents.iter().map(|intent| {
+        let live = intent.number == last.number;
+        let mut charge = intent.estimate.clone();
+        charge.lines.clear();
+        charge.total = if live { held } else { Money::ZERO };
+        AttemptRecord {
+            number: intent.number,
+            deployment: intent.deployment.clone(),
+            provider: intent.provider.clone(),
+            model: intent.model.clone(),
+            class: intent.class,
+            outcome: if live {
+                AttemptOutcome::Crashed
+            } else {
+                AttemptOutcome::Failed
+            },
+            status: 0,
+            usage: if live {
+                intent.usage
+            } else {
+                Usage::new(UsageSource::Estimated)
+            },
+            charge,
+            started_unix_us: intent.started_unix_us,
+            duration_us: 0,
+        }
+    });
+    Some(Record {
+        request,
+        started_unix_us: opening.started_unix_us,
+        account: Some(opening.account.clone()),
+        dialect: opening.dialect,
+        surface: opening.surface,
+        model_asked: opening.model_asked.clone(),
+        stream: opening.stream,
+        value: opening.value,
+        latency: opening.latency,
+        thinking: opening.thinking,
+        policy_version: opening.policy_version.clone(),
+        ending: Ending::Crashed,
+        phase: Phase::Stream,
+        refusal: None,
+        status: 0,
+        timings: Timings::default(),
+        attempts: attempts.collect(),
+    })
+}
