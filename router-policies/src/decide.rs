@@ -80,6 +80,20 @@ impl Policy {
         }
     }
 
+    /// Deployments that could come into question for a model name, by position: what must be quoted before deciding.
+    pub fn plausible(&self, model: &str) -> impl Iterator<Item = usize> {
+        let any = self.virtual_models().iter().any(|name| **name == *model)
+            || self
+                .document
+                .routes
+                .iter()
+                .any(|route| route.when.names_a_model());
+        let deployments = self.deployments().iter().enumerate();
+        deployments
+            .filter(move |(_, one)| any || one.answers_to(model))
+            .map(|(index, _)| index)
+    }
+
     /// The first route that holds. One without a condition on the model speaks of virtual models only.
     fn route(&self, ask: &Ask<'_>) -> Option<&Route> {
         let is_virtual = self

@@ -1,5 +1,7 @@
 //! The ledger against a real database file and journal: grants, settlement, crashes, a store that goes away.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, Dialect, Ending, Grants, KeyHash,
     LatencyTier, Money, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,

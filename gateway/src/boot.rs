@@ -1,0 +1,168 @@
+//! From a configuration to a running gateway, and from a signal to a clean end.
+
+use crate::admin::Admin;
+use crate::cli;
+use crate::clock;
+use crate::config::{Config, Listen};
+use crate::fleet::{Fleet, Price};
+use crate::gateway::Gateway;
+use crate::listen::{Certificate, Listener};
+use crate::telemetry::{self, Meters};
+use crate::upstream::Upstream;
+use anyhow::Context;
+use ledger::Ledger;
+use meter::PriceBook;
+use router_policies::Policy;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// How long streams that were told to end have to do so.
+const CUT: Duration = Duration::from_secs(2);
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Everything that a configuration and a policy must agree on, without starting anything.
+pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
+    // Providers are built from a second reading, since a connection pool belongs to whoever runs it.
+    let known: Vec<&str> = config.providers.iter().map(|provider| &*provider.name).collect();
+    for deployment in policy.deployments() {
+        anyhow::ensure!(
+            known.contains(&&*deployment.provider),
+            "deployment `{}` of the policy names the provider `{}`, which the configuration does not have",
+            deployment.id,
+            deployment.provider
+        );
+    }
+    Ok(())
+}
+
+/// Runs the gateway until SIGTERM or SIGINT.
+pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
+    let (config, policy) = cli::read(path)?;
+    telemetry::install_logs(&config.log);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config, policy))
+}
+
+async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
+    let mut listeners = Vec::new();
+    for settings in &config.listen {
+        listeners.push(Listener::bind(settings).await?);
+    }
+    let admin = Listener::bind(&Listen {
+        address: config.admin.address,
+        tls: None,
+    })
+    .await?;
+    let fleet = fleet(&mut config, &policy)?;
+    let settings = ledger::Settings {
+        database: config.database.clone(),
+        journal: config.journal.clone(),
+        accounts: config.accounts.clone(),
+        keys: config.keys.clone(),
+    };
+    let ledger = Ledger::open(settings, clock::unix_us())
+        .await
+        .context("the ledger cannot be opened")?;
+    let (cut_all, cut) = watch::channel(false);
+    let (stop_all, stop) = watch::channel(false);
+    let options = Gateway::server_options();
+    let meters = Meters::install()?;
+    let running = Arc::new(());
+    let gateway = Arc::new(Gateway {
+        config,
+        policy,
+        fleet,
+        ledger,
+        meters,
+        options,
+        cut,
+        running,
+    });
+
+    let mut tasks = JoinSet::new();
+    let mut out = std::io::stdout();
+    let mut certificates = Vec::new();
+    for listener in listeners {
+        writeln!(out, "listening on {}", listener.url())?;
+        certificates.extend(listener.certificate.clone());
+        tasks.spawn(listener.run(gateway.clone(), stop.clone()));
+    }
+    writeln!(out, "admin on {}", admin.url())?;
+    out.flush()?;
+    let app = Arc::new(Admin {
+        gateway: gateway.clone(),
+        options: Gateway::server_options(),
+    });
+    // The admin listener outlives the others, so that a drain can be watched.
+    let (stop_admin, admin_stop) = watch::channel(false);
+    let mut admin_tasks = JoinSet::new();
+    admin_tasks.spawn(admin.run(app, admin_stop));
+
+    wait_for_the_end(&gateway, &certificates).await?;
+    tracing::info!(running = gateway.in_flight(), "draining");
+    let _ = stop_all.send(true);
+    let drain = gateway.config.limits.drain;
+    if timeout(drain, idle(&gateway)).await.is_err() {
+        tracing::warn!(
+            running = gateway.in_flight(),
+            "the drain deadline has passed: ending what still runs"
+        );
+        let _ = cut_all.send(true);
+        let _ = timeout(CUT, idle(&gateway)).await;
+    }
+    let _ = stop_admin.send(true);
+    gateway.ledger.close().await;
+    Ok(())
+}
+
+/// Handles signals and upkeep until one of them says to stop.
+async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) -> anyhow::Result<()> {
+    let listen = |kind| -> anyhow::Result<Signal> { Ok(signal(kind)?) };
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hang_up = listen(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hang_up.recv() => for certificate in certificates {
+                match certificate.reload() {
+                    Ok(()) => tracing::info!("the certificate was read again"),
+                    Err(error) => tracing::error!("{error:#}; the one in use stays"),
+                }
+            },
+            () = sleep(UPKEEP) => gateway.meters.upkeep(),
+        }
+    }
+}
+
+async fn idle(gateway: &Gateway) {
+    while gateway.in_flight() > 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn fleet(config: &mut Config, policy: &Policy) -> anyhow::Result<Fleet> {
+    let book = PriceBook::load(&config.prices)?;
+    let mut upstreams = Vec::new();
+    for provider in std::mem::take(&mut config.providers) {
+        upstreams.push(Arc::new(Upstream::new(provider)?));
+    }
+    let ceiling = config.unpriced_ceiling;
+    let fleet = Fleet::new(policy, &upstreams, |provider, model| {
+        match (book.resolve(provider, model), ceiling) {
+            (Some(price), _) => Price::Known(price),
+            (None, Some(ceiling)) => Price::Ceiling(ceiling, book.version().clone()),
+            (None, None) => Price::Unknown,
+        }
+    })?;
+    Ok(fleet)
+}

@@ -1,0 +1,136 @@
+//! The command line.
+
+use crate::config::{self, Config, Document};
+use crate::{boot, clock, quickstart};
+use clap::{Parser, Subcommand};
+use router_policies::Policy;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// A cost-aware gateway for LLM traffic.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Serve {
+        #[arg(long, default_value = "tollgate.yaml")]
+        config: PathBuf,
+    },
+    /// Read the configuration and the policy, and report the first mistake.
+    Check {
+        #[arg(long, default_value = "tollgate.yaml")]
+        config: PathBuf,
+    },
+    /// Print the JSON schema of the configuration.
+    Schema,
+    /// Set up a folder with a configuration, a policy and a key, and run the gateway on it.
+    Quickstart {
+        /// State is kept here; a second start finds it.
+        #[arg(long, default_value = ".run/quickstart")]
+        dir: PathBuf,
+        /// Where local-backend listens.
+        #[arg(long, default_value = "http://127.0.0.1:8089")]
+        local_url: String,
+        /// Where callers connect.
+        #[arg(long, default_value = "127.0.0.1:8080")]
+        listen: String,
+        /// Where health, metrics and budgets are.
+        #[arg(long, default_value = "127.0.0.1:8081")]
+        admin: String,
+    },
+    /// Gateway keys.
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a key; it is printed once, with the line for the configuration.
+    Create,
+}
+
+/// Runs the command; the one place where an error becomes an exit status.
+pub(crate) fn run() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut line = format!("tollgate: {error}");
+            for cause in error.chain().skip(1) {
+                line.push_str(&format!(": {cause}"));
+            }
+            let _ = writeln!(std::io::stderr(), "{line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match command {
+        Command::Serve { config } => boot::run(&config),
+        Command::Check { config } => {
+            let (read, policy) = read(&config)?;
+            boot::check(&read, &policy)?;
+            let (keys, providers) = (read.keys.len(), read.providers.len());
+            let deployments = policy.deployments().len();
+            writeln!(
+                out,
+                "{}: ok: {providers} providers, {deployments} deployments, {keys} keys",
+                config.display()
+            )?;
+            Ok(())
+        }
+        Command::Schema => {
+            let schema = schemars::schema_for!(Document);
+            writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
+            Ok(())
+        }
+        Command::Quickstart {
+            dir,
+            local_url,
+            listen,
+            admin,
+        } => {
+            let config = quickstart::prepare(
+                &dir,
+                &quickstart::Choices {
+                    local_url,
+                    listen,
+                    admin,
+                },
+                &mut out,
+            )?;
+            boot::run(&config)
+        }
+        Command::Key {
+            command: KeyCommand::Create,
+        } => {
+            let key = config::key::format(clock::entropy());
+            writeln!(out, "key:  {key}\nhash: {}", config::key::hash_line(&key))?;
+            Ok(())
+        }
+    }
+}
+
+/// The configuration and the policy it names.
+pub(crate) fn read(path: &Path) -> anyhow::Result<(Config, Policy)> {
+    let config = Config::load(path)?;
+    let file = config.policy.display().to_string();
+    let text = std::fs::read_to_string(&config.policy).map_err(|error| {
+        anyhow::anyhow!(
+            "the policy {file} cannot be read: {error}; see `policy` in {}",
+            path.display()
+        )
+    })?;
+    let policy = Policy::parse(&text, &file)?;
+    Ok((config, policy))
+}

@@ -1,0 +1,188 @@
+//! The caller's side of an exchange: its head, its body, its disappearance, the bytes it is sent.
+
+use bytes::{Bytes, BytesMut};
+use exchange::{Refusal, RefusalKind};
+use pingora_core::protocols::http::ServerSession;
+use pingora_http::ResponseHeader;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long the rest of a refused body is read, so that the refusal is not lost with the connection.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The caller has gone, or cannot be written to, which is the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gone;
+
+/// One request's connection, or one stream of it.
+pub(crate) struct Client {
+    pub(crate) session: ServerSession,
+    /// Nothing more of the request will come: a byte now is the next request, an end is a hang-up.
+    body_read: bool,
+    /// The connection can carry another request.
+    pub(crate) reusable: bool,
+    /// Whether the head of an answer was sent.
+    pub(crate) answered: bool,
+}
+
+impl Client {
+    pub(crate) fn new(session: ServerSession) -> Self {
+        Self {
+            session,
+            body_read: false,
+            reusable: true,
+            answered: false,
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.session.req_header().headers.get(name)?.to_str().ok()
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.session.req_header().uri.path()
+    }
+
+    /// Resolves when the caller hangs up, and never before. Cancel-safe.
+    pub(crate) async fn gone(&mut self) -> Gone {
+        loop {
+            match self.session.read_body_or_idle(true).await {
+                Ok(_) if !self.session.is_http2() => std::future::pending().await,
+                Ok(_) => {}
+                Err(_) => return Gone,
+            }
+        }
+    }
+
+    /// The whole request body.
+    ///
+    /// # Errors
+    /// `Some`: what to tell the caller. `None`: the caller has gone.
+    pub(crate) async fn read_body(
+        &mut self,
+        limit: usize,
+        within: Duration,
+    ) -> Result<Bytes, Option<Refusal>> {
+        let declared = self
+            .header("content-length")
+            .and_then(|length| length.parse::<usize>().ok());
+        if declared.is_some_and(|length| length > limit) {
+            return Err(Some(too_large(limit)));
+        }
+        if self
+            .header("expect")
+            .is_some_and(|expect| expect.eq_ignore_ascii_case("100-continue"))
+        {
+            self.session.write_continue_response().await.map_err(|_| None)?;
+        }
+        let read = async {
+            let mut first = match self.session.read_request_body().await.map_err(|_| None)? {
+                None => return Ok(Bytes::new()),
+                Some(first) => first,
+            };
+            if declared == Some(first.len()) {
+                // The end is still to be seen, so that the watch for a hang-up starts after it.
+                if self
+                    .session
+                    .read_request_body()
+                    .await
+                    .map_err(|_| None)?
+                    .is_none()
+                {
+                    return Ok(first);
+                }
+                return Err(Some(Refusal::new(
+                    RefusalKind::InvalidRequest,
+                    "the body is longer than it says",
+                )));
+            }
+            let mut whole = BytesMut::with_capacity(declared.unwrap_or(2 * first.len()).min(limit));
+            loop {
+                if whole.len() + first.len() > limit {
+                    return Err(Some(too_large(limit)));
+                }
+                whole.extend_from_slice(&first);
+                match self.session.read_request_body().await.map_err(|_| None)? {
+                    None => return Ok(whole.freeze()),
+                    Some(next) => first = next,
+                }
+            }
+        };
+        let whole = timeout(within, read).await.unwrap_or_else(|_| {
+            let message = format!("the request body did not arrive within {} s", within.as_secs());
+            Err(Some(Refusal::new(RefusalKind::RequestTimeout, message)))
+        })?;
+        self.body_read = true;
+        Ok(whole)
+    }
+
+    /// Sends a whole answer.
+    pub(crate) async fn answer(&mut self, mut head: ResponseHeader, body: Bytes) -> Result<(), Gone> {
+        if !self.body_read && !self.session.is_body_done() {
+            // The connection cannot be used again: part of this request is still on its way.
+            self.session.set_keepalive(None);
+            self.reusable = false;
+        }
+        head.insert_header("content-length", body.len())
+            .map_err(|_| Gone)?;
+        self.answered = true;
+        self.session
+            .write_response_header(Box::new(head))
+            .await
+            .map_err(|_| Gone)?;
+        self.session
+            .write_response_body(body, true)
+            .await
+            .map_err(|_| Gone)?;
+        if !self.reusable {
+            self.session.set_total_drain_timeout(Some(DRAIN));
+            let _ = timeout(DRAIN, self.session.drain_request_body()).await;
+        }
+        Ok(())
+    }
+
+    /// Sends the head of a streamed answer.
+    pub(crate) async fn begin(&mut self, mut head: ResponseHeader) -> Result<(), Gone> {
+        if !self.session.is_http2() {
+            head.insert_header("transfer-encoding", "chunked")
+                .map_err(|_| Gone)?;
+        }
+        self.answered = true;
+        self.session
+            .write_response_header(Box::new(head))
+            .await
+            .map_err(|_| Gone)
+    }
+
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        self.session
+            .write_response_body(bytes, false)
+            .await
+            .map_err(|_| Gone)
+    }
+
+    /// Ends a streamed answer as it should end.
+    pub(crate) async fn end(&mut self, tail: Bytes) -> Result<(), Gone> {
+        self.session
+            .write_response_body(tail, true)
+            .await
+            .map_err(|_| Gone)
+    }
+
+    /// Ends a streamed answer so that no reader takes it for complete.
+    pub(crate) async fn break_off(&mut self, last: Bytes) {
+        self.reusable = false;
+        if !last.is_empty() {
+            let _ = self.write(last).await;
+        }
+        self.session.shutdown().await;
+    }
+}
+
+fn too_large(limit: usize) -> Refusal {
+    Refusal::new(
+        RefusalKind::RequestTooLarge,
+        format!("the request body is larger than {} MiB", limit >> 20),
+    )
+    .hint("the limit is `limits.body_mib` of the gateway's configuration")
+}

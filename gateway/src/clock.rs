@@ -1,0 +1,60 @@
+//! The one place where the gateway looks at a clock or rolls dice.
+
+use exchange::RequestId;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Microseconds since the epoch.
+pub(crate) fn unix_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A stopwatch that also knows when, on the calendar, it was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stopwatch {
+    pub(crate) started_unix_us: i64,
+    started: Instant,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self {
+            started_unix_us: unix_us(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The calendar time now, by the monotonic clock.
+    pub(crate) fn now_unix_us(&self) -> i64 {
+        self.started_unix_us.saturating_add_unsigned(self.elapsed_us())
+    }
+}
+
+/// Milliseconds on the monotonic clock since an arbitrary but fixed moment.
+pub(crate) fn monotonic_ms() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let start = START.get_or_init(Instant::now);
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A fresh request id and the seed of its decision.
+pub(crate) fn new_request(now_unix_us: i64) -> (RequestId, u64) {
+    let random = uuid::Uuid::new_v4();
+    let bytes = random.as_bytes();
+    let mut tail = [0; 10];
+    tail.copy_from_slice(&bytes[..10]);
+    let unix_ms = u64::try_from(now_unix_us / 1000).unwrap_or(0);
+    (RequestId::new(unix_ms, tail), random.as_u64_pair().1)
+}
+
+/// Bytes fit for a key.
+pub(crate) fn entropy() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    bytes[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    bytes
+}

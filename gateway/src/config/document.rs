@@ -1,0 +1,301 @@
+//! The YAML document: its keys, their units and their defaults. `config.example.yaml` documents the same ones.
+
+use ledger::Period;
+use meter::{Dollars, PriceOverrides};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// The whole document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Document {
+    /// Where callers connect. Plain listeners speak HTTP/1.1 and h2c, TLS listeners HTTP/1.1 and HTTP/2.
+    pub(super) listen: Vec<Listen>,
+    pub(super) admin: Admin,
+    pub(super) limits: Limits,
+    pub(super) store: Store,
+    /// The routing policy's file.
+    pub(super) policy: String,
+    /// By the name that policies use.
+    pub(super) providers: BTreeMap<String, Provider>,
+    /// Organisations by name.
+    pub(super) accounts: BTreeMap<String, Org>,
+    /// Prices that go before the built-in list.
+    pub(super) prices: PriceOverrides,
+    /// Lets models without a price run, each request held at and charged this much. Left out: they are refused.
+    pub(super) unpriced_ceiling_dollars: Option<Dollars>,
+    pub(super) log: Log,
+}
+
+impl Default for Document {
+    fn default() -> Self {
+        Self {
+            listen: vec![Listen {
+                address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+                tls: None,
+            }],
+            admin: Admin::default(),
+            limits: Limits::default(),
+            store: Store::default(),
+            policy: "policy.yaml".into(),
+            providers: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            prices: PriceOverrides::default(),
+            unpriced_ceiling_dollars: None,
+            log: Log::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listen {
+    #[schemars(with = "String")]
+    pub(super) address: SocketAddr,
+    #[serde(default)]
+    pub(super) tls: Option<Tls>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    /// A PEM file with the certificate and its chain; read again on SIGHUP.
+    pub(super) certificate_file: String,
+    /// A PEM file with the private key.
+    pub(super) key_file: String,
+}
+
+/// Health, metrics and budgets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admin {
+    #[schemars(with = "String")]
+    pub(super) address: SocketAddr,
+    /// `env:NAME` or `file:PATH`, at least 16 characters. Needed where others can reach the address.
+    pub(super) key: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            key: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    /// The largest request body.
+    pub(super) body_mib: usize,
+    /// The longest a request body may take to arrive.
+    pub(super) body_timeout_s: u64,
+    /// The longest a caller may leave a write waiting.
+    pub(super) write_timeout_s: u64,
+    /// How long an idle connection is kept.
+    pub(super) keepalive_s: u64,
+    /// How long running streams may go on after SIGTERM.
+    pub(super) drain_s: u64,
+    /// The longest a request waits for a slot at a deployment.
+    pub(super) queue_timeout_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_mib: 32,
+            body_timeout_s: 60,
+            write_timeout_s: 60,
+            keepalive_s: 75,
+            drain_s: 30,
+            queue_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// The embedded store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Store {
+    /// The SQLite file.
+    pub(super) database: String,
+    /// The journal's folder; one process at a time.
+    pub(super) journal: String,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            database: "tollgate.db".into(),
+            journal: "journal".into(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WireFormat {
+    OpenaiChat,
+    Anthropic,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Provider {
+    /// The wire format it speaks.
+    pub(super) dialect: WireFormat,
+    /// Up to and including `/v1`. May be left out for `openai` and `anthropic`.
+    #[serde(default)]
+    pub(super) base_url: Option<String>,
+    /// `env:NAME` or `file:PATH`.
+    #[serde(default)]
+    pub(super) credential: Option<String>,
+    /// HTTP/2 where the provider offers it; without TLS, h2c.
+    #[serde(default)]
+    pub(super) http2: bool,
+    /// False: it cannot stream, and whole answers are asked for as such.
+    #[serde(default = "yes")]
+    pub(super) streams: bool,
+    #[serde(default = "connect_timeout_ms")]
+    pub(super) connect_timeout_ms: u64,
+    /// From the request sent to the head of the answer.
+    #[serde(default = "first_byte_timeout_ms")]
+    pub(super) first_byte_timeout_ms: u64,
+    /// Between two pieces of an answer.
+    #[serde(default = "gap_timeout_ms")]
+    pub(super) gap_timeout_ms: u64,
+    /// Requests that may run at each of its deployments at once. Left out: any number.
+    #[serde(default)]
+    pub(super) max_in_flight: Option<u32>,
+    /// Requests that may wait for a slot.
+    #[serde(default = "max_queued")]
+    pub(super) max_queued: u32,
+    #[serde(default)]
+    pub(super) breaker: Breaker,
+    /// Sent with every request.
+    #[serde(default)]
+    pub(super) headers: BTreeMap<String, String>,
+    /// Certificate authorities to trust instead of the system's, as a PEM file.
+    #[serde(default)]
+    pub(super) ca_file: Option<String>,
+}
+
+const fn yes() -> bool {
+    true
+}
+const fn connect_timeout_ms() -> u64 {
+    5_000
+}
+const fn first_byte_timeout_ms() -> u64 {
+    120_000
+}
+const fn gap_timeout_ms() -> u64 {
+    60_000
+}
+const fn max_queued() -> u32 {
+    1_000
+}
+
+/// A deployment that fails so often in a row is left alone for a while.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Breaker {
+    pub(super) failures: u32,
+    pub(super) open_ms: u64,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            open_ms: 5_000,
+        }
+    }
+}
+
+/// An organisation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Org {
+    pub(super) budgets: Vec<Budget>,
+    pub(super) keys: BTreeMap<String, Key>,
+    pub(super) teams: BTreeMap<String, Team>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Team {
+    pub(super) budgets: Vec<Budget>,
+    pub(super) keys: BTreeMap<String, Key>,
+    pub(super) workflows: BTreeMap<String, Account>,
+}
+
+/// What every level of the tree has: a workflow has nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Account {
+    pub(super) budgets: Vec<Budget>,
+    pub(super) keys: BTreeMap<String, Key>,
+}
+
+impl Org {
+    pub(super) fn account(&self) -> Account {
+        Account {
+            budgets: self.budgets.clone(),
+            keys: self.keys.clone(),
+        }
+    }
+}
+
+impl Team {
+    pub(super) fn account(&self) -> Account {
+        Account {
+            budgets: self.budgets.clone(),
+            keys: self.keys.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Budget {
+    /// US dollars as text, such as "250.00".
+    pub(super) limit_dollars: Dollars,
+    /// `day`, `week`, `month` or `lifetime`, from midnight UTC.
+    #[schemars(with = "String")]
+    pub(super) per: Period,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Key {
+    /// `sha256:` and 64 hexadecimal digits, as `tollgate key create` prints them.
+    pub(super) hash: String,
+    /// Models it may use; a name may end in `*`. Left out: all.
+    #[serde(default)]
+    pub(super) models: Vec<String>,
+    #[serde(default)]
+    pub(super) budgets: Vec<Budget>,
+    #[serde(default)]
+    pub(super) disabled: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Log {
+    /// As `RUST_LOG`: `info`, `gateway=debug,info`, …
+    pub(super) filter: String,
+    pub(super) json: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            filter: "warn,tollgate=info".into(),
+            json: false,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The live state of every deployment: how many requests run there, whether its breaker is open, what it costs.
+
+use crate::clock;
+use crate::upstream::Upstream;
+use exchange::{BackendClass, Charge, Facts, Money, Offer, Usage};
+use meter::ModelPrice;
+use router_policies::Policy;
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Output tokens held before a stream starts; more is held as they pass.
+const FIRST_SLICE: u64 = 256;
+/// Output expected of a request that names no limit, for comparing deployments.
+const USUAL_OUTPUT: u64 = 500;
+
+/// What is known of a deployment's cost.
+#[derive(Clone, Debug)]
+pub(crate) enum Price {
+    Known(ModelPrice),
+    /// Nobody has named a price; the operator allows so much per request, and charges it whole.
+    Ceiling(Money, Arc<str>),
+    Unknown,
+}
+
+impl Price {
+    pub(crate) fn quote(&self, input_tokens: u64, output_tokens: u64) -> Option<Money> {
+        match self {
+            Self::Known(price) => Some(price.quote(input_tokens, output_tokens)),
+            Self::Ceiling(ceiling, _) => Some(*ceiling),
+            Self::Unknown => None,
+        }
+    }
+
+    pub(crate) fn charge(&self, usage: &Usage) -> Charge {
+        match self {
+            Self::Known(price) => price.charge(usage),
+            Self::Ceiling(ceiling, version) => Charge {
+                total: *ceiling,
+                price_version: version.clone(),
+                ..Charge::default()
+            },
+            Self::Unknown => Charge::default(),
+        }
+    }
+
+    /// Output tokens that `money` pays for.
+    pub(crate) fn affordable_output(&self, input_tokens: u64, money: Money) -> u64 {
+        match self {
+            Self::Known(price) => price.affordable_output(input_tokens, money),
+            Self::Ceiling(..) | Self::Unknown => u64::MAX,
+        }
+    }
+}
+
+/// After so many failures in a row a deployment is left alone for a while; then one request tries it.
+#[derive(Debug)]
+struct Breaker {
+    failures: AtomicU32,
+    /// On the monotonic clock.
+    open_until_ms: AtomicU64,
+    limit: u32,
+    rest: Duration,
+}
+
+impl Breaker {
+    fn is_closed(&self) -> bool {
+        self.open_until_ms.load(Ordering::Relaxed) <= clock::monotonic_ms()
+    }
+
+    fn succeeded(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn failed(&self) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= self.limit {
+            let rest = u64::try_from(self.rest.as_millis()).unwrap_or(u64::MAX);
+            self.open_until_ms
+                .store(clock::monotonic_ms().saturating_add(rest), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A model at a provider, as it stands.
+#[derive(Debug)]
+pub(crate) struct Deployment {
+    pub(crate) id: Arc<str>,
+    pub(crate) class: BackendClass,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) price: Price,
+    pub(crate) max_output_tokens: Option<u64>,
+    breaker: Breaker,
+    slots: Option<Arc<Semaphore>>,
+    in_flight: Arc<AtomicU32>,
+    queued: AtomicU32,
+    max_queued: u32,
+}
+
+/// The right to run one request at a deployment.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    _slot: Option<OwnedSemaphorePermit>,
+    in_flight: Arc<AtomicU32>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Deployment {
+    /// A slot, if one is free now.
+    pub(crate) fn try_enter(&self) -> Option<Permit> {
+        let slot = match &self.slots {
+            None => None,
+            Some(slots) => Some(slots.clone().try_acquire_owned().ok()?),
+        };
+        Some(self.admit(slot))
+    }
+
+    /// A slot, in the order of asking; `None` when the queue is full. Dropping the future leaves the queue.
+    pub(crate) async fn enter(&self) -> Option<Permit> {
+        let Some(slots) = &self.slots else {
+            return Some(self.admit(None));
+        };
+        if self.queued.fetch_add(1, Ordering::Relaxed) >= self.max_queued {
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let _place = Place(&self.queued);
+        let slot = slots.clone().acquire_owned().await.ok()?;
+        Some(self.admit(Some(slot)))
+    }
+
+    fn admit(&self, slot: Option<OwnedSemaphorePermit>) -> Permit {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Permit {
+            _slot: slot,
+            in_flight: self.in_flight.clone(),
+        }
+    }
+
+    pub(crate) fn succeeded(&self) {
+        self.breaker.succeeded();
+    }
+
+    pub(crate) fn failed(&self) {
+        self.breaker.failed();
+    }
+
+    /// The tokens to hold money for before starting: no more than the caller lets the model produce.
+    pub(crate) fn first_slice(facts: &Facts) -> u64 {
+        facts
+            .max_output_tokens
+            .map_or(FIRST_SLICE, |limit| limit.min(FIRST_SLICE))
+    }
+
+    fn offer(&self, facts: &Facts) -> Offer {
+        let usual = facts
+            .max_output_tokens
+            .map_or(USUAL_OUTPUT, |limit| limit.min(USUAL_OUTPUT));
+        let has_room = self.slots.as_ref().is_none_or(|slots| {
+            slots.available_permits() > 0 || self.queued.load(Ordering::Relaxed) < self.max_queued
+        });
+        Offer {
+            available: self.breaker.is_closed() && has_room,
+            expected: self.price.quote(facts.input_tokens, usual),
+            minimum: self.price.quote(facts.input_tokens, Self::first_slice(facts)),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+        }
+    }
+}
+
+struct Place<'a>(&'a AtomicU32);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All deployments, in the policy's order.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    deployments: Vec<Deployment>,
+}
+
+/// A policy that names what the configuration does not have.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "deployment `{deployment}` of the policy names the provider `{provider}`, which the configuration does not have; {hint}"
+)]
+pub(crate) struct FleetError {
+    deployment: String,
+    provider: String,
+    hint: String,
+}
+
+impl Fleet {
+    pub(crate) fn new(
+        policy: &Policy,
+        upstreams: &[Arc<Upstream>],
+        price: impl Fn(&str, &str) -> Price,
+    ) -> Result<Self, FleetError> {
+        let mut deployments = Vec::with_capacity(policy.deployments().len());
+        for spec in policy.deployments() {
+            let Some(upstream) = upstreams
+                .iter()
+                .find(|upstream| upstream.settings.name == spec.provider)
+            else {
+                let known = upstreams.iter().map(|upstream| &*upstream.settings.name);
+                let hint = router_policies::document::nearest(&spec.provider, known).map_or_else(
+                    || "add it under `providers`".into(),
+                    |name| format!("did you mean `{name}`?"),
+                );
+                let (deployment, provider) = (spec.id.to_string(), spec.provider.to_string());
+                return Err(FleetError {
+                    deployment,
+                    provider,
+                    hint,
+                });
+            };
+            let settings = &upstream.settings;
+            let limit = spec.max_in_flight.or(settings.max_in_flight);
+            deployments.push(Deployment {
+                id: spec.id.clone(),
+                class: spec.class,
+                upstream: upstream.clone(),
+                price: price(&spec.provider, &spec.model),
+                max_output_tokens: spec.max_output_tokens,
+                breaker: Breaker {
+                    failures: AtomicU32::new(0),
+                    open_until_ms: AtomicU64::new(0),
+                    limit: settings.breaker.failures,
+                    rest: settings.breaker.open,
+                },
+                slots: limit.map(|limit| Arc::new(Semaphore::new(limit as usize))),
+                in_flight: Arc::new(AtomicU32::new(0)),
+                queued: AtomicU32::new(0),
+                max_queued: settings.max_queued,
+            });
+        }
+        Ok(Self { deployments })
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &Deployment {
+        &self.deployments[index]
+    }
+
+    pub(crate) fn offers(&self, facts: &Facts) -> SmallVec<[Offer; 8]> {
+        self.deployments
+            .iter()
+            .map(|deployment| deployment.offer(facts))
+            .collect()
+    }
+}

@@ -1,0 +1,72 @@
+//! What an answered attempt used, what that costs, and the record of the exchange.
+
+use crate::attempt::Exchange;
+use crate::fleet::Deployment;
+use crate::relay::Relayed;
+use crate::telemetry::Meters;
+use crate::trail::{Ended, Trail};
+use dialect::Progress;
+use exchange::{AttemptOutcome, RefusalKind, TokenClass, Usage, UsageSource};
+use ledger::Reservation;
+
+/// Charges what was used and closes the books on the exchange.
+pub(crate) fn settle(
+    deployment: &Deployment,
+    input_tokens: u64,
+    (reservation, mut trail): (Reservation, Trail),
+    (relayed, refusal): (Relayed, Option<RefusalKind>),
+    meters: &Meters,
+) {
+    let usage = used(&relayed.progress, input_tokens);
+    let charge = deployment.price.charge(&usage);
+    trail.finished(relayed.outcome, 200, usage, charge);
+    if relayed.outcome == AttemptOutcome::BrokeOff {
+        deployment.failed();
+    }
+    let (ending, phase, status) = (relayed.ending, relayed.phase, relayed.status);
+    let record = trail.into_record(Ended {
+        ending,
+        phase,
+        refusal,
+        status,
+    });
+    meters.observe(&record);
+    reservation.settle(record);
+}
+
+/// The provider's own count if it came to its end; else what passed through, with whatever the provider said of the
+/// input before it was stopped.
+fn used(progress: &Progress, input_tokens: u64) -> Usage {
+    match progress.usage {
+        Some(usage) if progress.complete => usage,
+        Some(partial) if partial.input_total() > 0 => {
+            let counted = meter::counted_usage(0, progress.output_bytes, progress.deltas);
+            let output = counted.get(TokenClass::Output).max(partial.output_total());
+            let mut usage = partial
+                .with(TokenClass::Output, output)
+                .with(TokenClass::Reasoning, 0);
+            usage.source = UsageSource::Counted;
+            usage
+        }
+        _ => meter::counted_usage(input_tokens, progress.output_bytes, progress.deltas),
+    }
+}
+
+/// A call that the caller left before it was answered: the provider has read the input, and may charge it.
+pub(crate) fn charge_unanswered(exchange: &Exchange<'_>, trail: &mut Trail) {
+    let Some(candidate) = trail.last_deployment() else {
+        return;
+    };
+    let position = exchange
+        .decision
+        .plan
+        .iter()
+        .find(|planned| planned.deployment == candidate);
+    let Some(index) = position.map(|planned| planned.index) else {
+        return;
+    };
+    let input_tokens = exchange.request.facts.input_tokens;
+    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, input_tokens);
+    let charge = exchange.gateway.fleet.get(index).price.charge(&usage);
+    trail.finished(AttemptOutcome::Cancelled, 0, usage, charge);
+}

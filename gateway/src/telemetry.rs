@@ -1,0 +1,109 @@
+//! Logs and metrics: the one home of the metric macros.
+
+use exchange::{Ending, Record};
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// Buckets for seconds, from a tenth of a millisecond to ten minutes.
+const SECONDS: [f64; 14] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0,
+];
+
+/// Handles taken once, so that counting costs an atomic addition.
+pub(crate) struct Meters {
+    handle: PrometheusHandle,
+    requests: Vec<Counter>,
+    charged_nanodollars: Counter,
+    attempts: Counter,
+    decide_seconds: Histogram,
+    first_byte_seconds: Histogram,
+    total_seconds: Histogram,
+    running: Gauge,
+}
+
+impl Meters {
+    /// # Errors
+    /// A recorder was installed before.
+    pub(crate) fn install() -> anyhow::Result<Self> {
+        let handle = PrometheusBuilder::new()
+            .set_buckets(&SECONDS)?
+            .install_recorder()?;
+        describe_counter!("tollgate_requests_total", "requests by how they ended");
+        describe_counter!(
+            "tollgate_charged_nanodollars_total",
+            "what was charged, in nano-dollars"
+        );
+        describe_counter!("tollgate_attempts_total", "upstream calls");
+        describe_histogram!(
+            "tollgate_decide_seconds",
+            "from the head of a request to the decision"
+        );
+        describe_histogram!(
+            "tollgate_first_byte_seconds",
+            "from the head of a request to the first byte of the answer"
+        );
+        describe_histogram!(
+            "tollgate_request_seconds",
+            "from the head of a request to its end"
+        );
+        let requests = Ending::ALL
+            .iter()
+            .map(|ending| counter!("tollgate_requests_total", "ending" => ending.as_str()));
+        Ok(Self {
+            requests: requests.collect(),
+            charged_nanodollars: counter!("tollgate_charged_nanodollars_total"),
+            attempts: counter!("tollgate_attempts_total"),
+            decide_seconds: histogram!("tollgate_decide_seconds"),
+            first_byte_seconds: histogram!("tollgate_first_byte_seconds"),
+            total_seconds: histogram!("tollgate_request_seconds"),
+            running: gauge!("tollgate_running_requests"),
+            handle,
+        })
+    }
+
+    /// Counts one finished exchange.
+    pub(crate) fn observe(&self, record: &Record) {
+        if let Some(requests) = self.requests.get(record.ending as usize) {
+            requests.increment(1);
+        }
+        self.charged_nanodollars
+            .increment(u64::try_from(record.total().nanos()).unwrap_or(0));
+        self.attempts.increment(record.attempts.len() as u64);
+        let seconds = |micros: u64| micros as f64 / 1e6;
+        if record.timings.decided_us > 0 {
+            self.decide_seconds.record(seconds(record.timings.decided_us));
+        }
+        if record.timings.first_byte_us > 0 {
+            self.first_byte_seconds
+                .record(seconds(record.timings.first_byte_us));
+        }
+        self.total_seconds.record(seconds(record.timings.total_us));
+    }
+
+    /// The Prometheus text.
+    pub(crate) fn render(&self, running: usize) -> String {
+        self.running.set(running as f64);
+        self.handle.render()
+    }
+
+    /// Folds what histograms have gathered, so that memory does not grow while nobody scrapes.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+/// Logs go to standard error.
+pub(crate) fn install_logs(log: &crate::config::Log) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&log.filter).unwrap_or_else(|_| "info".into());
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let installed = if log.json {
+        logs.json().try_init()
+    } else {
+        logs.try_init()
+    };
+    if let Err(error) = installed {
+        tracing::warn!(%error, "logs were set up before");
+    }
+}
