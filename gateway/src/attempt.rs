@@ -31,7 +31,8 @@ const ERROR_BYTES: usize = 64 << 10;
 pub(crate) struct Live {
     pub(crate) opened: Opened,
     pub(crate) index: usize,
-    pub(crate) permit: Permit,
+    /// Held until the answer is over.
+    pub(crate) _permit: Permit,
     pub(crate) input_tokens: u64,
 }
 
@@ -46,8 +47,6 @@ struct Failure {
     refusal: Refusal,
     outcome: AttemptOutcome,
     status: u16,
-    /// Another try, here or elsewhere, may succeed.
-    retry: bool,
 }
 
 /// Everything an attempt needs to know of the exchange.
@@ -72,63 +71,73 @@ pub(crate) async fn attempt(
     trail: &mut Trail,
 ) -> Result<Live, Stop> {
     let mut last = None;
+    let count = exchange.decision.plan.iter().len();
     for (position, candidate) in exchange.decision.plan.iter().enumerate() {
-        let deployment = exchange.gateway.fleet.get(candidate.index);
-        let has_more = position + 1 < exchange.decision.plan.iter().len();
-        for try_number in 1..=TRIES {
-            if trail.count() >= ATTEMPTS {
-                break;
-            }
-            let permit = match enter(exchange, client, deployment, has_more).await? {
-                Some(permit) => permit,
-                None => break,
-            };
-            let encoded = encode(exchange, candidate, reservation)?;
-            begin(exchange, candidate, reservation, trail)?;
-            let call = call(exchange, deployment, &encoded);
-            let called = tokio::select! {
-                biased;
-                Gone = client.gone() => return Err(Stop::Gone(Phase::FirstByte)),
-                called = call => called,
-            };
-            match called {
-                Ok(opened) => {
-                    deployment.succeeded();
-                    trail.headers();
-                    let input_tokens = exchange.request.facts.input_tokens;
-                    return Ok(Live {
-                        opened,
-                        index: candidate.index,
-                        permit,
-                        input_tokens,
-                    });
-                }
-                Err(failure) => {
-                    trail.failed(failure.outcome, failure.status);
-                    drop(permit);
-                    if failure.retry {
-                        deployment.failed();
-                    }
-                    let wait = failure.refusal.retry_after.unwrap_or(BACK_OFF);
-                    let again = failure.retry && !has_more && try_number < TRIES && wait <= PATIENCE;
-                    let hopeless = !failure.retry;
-                    last = Some(failure.refusal);
-                    if hopeless {
-                        return Err(Stop::Refused(last.unwrap_or_else(nobody)));
-                    }
-                    if !again {
-                        break;
-                    }
-                    tokio::select! {
-                        biased;
-                        Gone = client.gone() => return Err(Stop::Gone(Phase::Queue)),
-                        () = sleep(wait) => {}
-                    }
-                }
-            }
+        let has_more = position + 1 < count;
+        match try_candidate(exchange, client, (candidate, has_more), (reservation, trail)).await? {
+            Ok(live) => return Ok(live),
+            Err(refusal) => last = refusal.or(last),
         }
     }
     Err(Stop::Refused(last.unwrap_or_else(nobody)))
+}
+
+/// One candidate, twice where nobody else is left to ask. The inner error sends the request on to the next candidate.
+async fn try_candidate(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    (candidate, has_more): (&Candidate, bool),
+    (reservation, trail): (&mut Reservation, &mut Trail),
+) -> Result<Result<Live, Option<Refusal>>, Stop> {
+    let deployment = exchange.gateway.fleet.get(candidate.index);
+    let mut last = None;
+    let tries = if has_more { 1 } else { TRIES };
+    for try_number in 1..=tries.min(ATTEMPTS.saturating_sub(trail.count())) {
+        let Some(permit) = enter(exchange, client, deployment, has_more).await? else {
+            break;
+        };
+        let encoded = encode(exchange, candidate, reservation)?;
+        begin(exchange, candidate, reservation, trail)?;
+        let called = tokio::select! {
+            biased;
+            Gone = client.gone() => return Err(Stop::Gone(Phase::FirstByte)),
+            called = call(exchange, deployment, &encoded) => called,
+        };
+        let failure = match called {
+            Ok(opened) => {
+                deployment.succeeded();
+                trail.headers();
+                let input_tokens = exchange.request.facts.input_tokens;
+                return Ok(Ok(Live {
+                    opened,
+                    index: candidate.index,
+                    _permit: permit,
+                    input_tokens,
+                }));
+            }
+            Err(failure) => failure,
+        };
+        drop(permit);
+        trail.failed(failure.outcome, failure.status);
+        match failure.outcome {
+            // The request is at fault: it would be anywhere.
+            AttemptOutcome::Rejected => return Err(Stop::Refused(failure.refusal)),
+            // A full provider is not a broken one.
+            AttemptOutcome::RateLimited => {}
+            _ => deployment.failed(),
+        }
+        let wait = failure.refusal.retry_after.unwrap_or(BACK_OFF);
+        last = Some(failure.refusal);
+        if try_number == tries || wait > PATIENCE {
+            break;
+        }
+        tokio::select! {
+            biased;
+            Gone = client.gone() => return Err(Stop::Gone(Phase::Queue)),
+            () = sleep(wait) => {}
+        }
+    }
+    Ok(Err(last))
 }
 
 fn nobody() -> Refusal {
@@ -265,12 +274,10 @@ fn unreachable(deployment: &Arc<str>, error: &OpenError) -> Failure {
         RefusalKind::UpstreamTimeout => format!("the provider behind `{deployment}` did not answer in time"),
         _ => format!("the provider behind `{deployment}` could not be reached"),
     };
-    // A call that timed out may well be running still: trying it again would pay twice.
     Failure {
         refusal: Refusal::new(kind, message),
         outcome,
         status: 0,
-        retry: true,
     }
 }
 
@@ -295,6 +302,5 @@ fn answered_with(
         refusal,
         outcome,
         status,
-        retry: outcome != AttemptOutcome::Rejected,
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::upstream::Upstream;
-use exchange::{BackendClass, Charge, Facts, Money, Offer, Usage};
+use exchange::{Charge, Facts, Money, Offer, Usage};
 use meter::ModelPrice;
 use router_policies::Policy;
 use smallvec::SmallVec;
@@ -89,7 +89,6 @@ impl Breaker {
 #[derive(Debug)]
 pub(crate) struct Deployment {
     pub(crate) id: Arc<str>,
-    pub(crate) class: BackendClass,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) price: Price,
     pub(crate) max_output_tokens: Option<u64>,
@@ -229,7 +228,6 @@ impl Fleet {
             let limit = spec.max_in_flight.or(settings.max_in_flight);
             deployments.push(Deployment {
                 id: spec.id.clone(),
-                class: spec.class,
                 upstream: upstream.clone(),
                 price: price(&spec.provider, &spec.model),
                 max_output_tokens: spec.max_output_tokens,

@@ -1,5 +1,7 @@
 //! The policies and the schema in this folder are what they say: every case holds, the schema is current.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use router_policies::{Cases, Policy, PolicyDocument};
 use std::path::Path;
 
