@@ -376,3 +376,102 @@ impl document::Provider {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../config.example.yaml");
+
+    fn parse(text: &str) -> Result<Config, DocumentError> {
+        let place = Place {
+            file: "t.yaml",
+            folder: Path::new("/folder"),
+        };
+        router_policies::document::parse::<Document>(text, "t.yaml")?.resolve(&place)
+    }
+
+    #[test]
+    fn the_example_is_valid_and_documents_every_key() {
+        let config = parse(EXAMPLE).unwrap();
+        assert_eq!(
+            (config.keys.len(), config.accounts.len(), config.providers.len()),
+            (1, 3, 2)
+        );
+        let schema = serde_json::to_value(schemars::schema_for!(Document)).unwrap();
+        let mut missing = Vec::new();
+        let definitions = schema["$defs"].as_object().unwrap().values();
+        for shape in definitions.chain([&schema]) {
+            for key in shape["properties"]
+                .as_object()
+                .into_iter()
+                .flat_map(|keys| keys.keys())
+            {
+                if !EXAMPLE.contains(&format!("{key}:")) {
+                    missing.push(key.clone());
+                }
+            }
+        }
+        assert!(
+            missing.is_empty(),
+            "config.example.yaml does not mention {missing:?}"
+        );
+    }
+
+    /// What the example says of settings that have a default is the default.
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let mut example: Document = router_policies::document::parse(EXAMPLE, "example").unwrap();
+        let provider = example.providers.remove("openai").unwrap();
+        let bare: document::Provider = serde_json::from_str(r#"{"dialect": "openai_chat"}"#).unwrap();
+        assert_eq!(
+            document::Provider {
+                base_url: None,
+                ..provider
+            },
+            bare
+        );
+        let default = Document::default();
+        example.providers.clear();
+        example.accounts.clear();
+        example.prices = default.prices.clone();
+        assert_eq!(example, default);
+    }
+
+    #[test]
+    fn mistakes_are_told_with_what_to_do() {
+        let message = |text: &str| parse(text).unwrap_err().to_string();
+        let typo = message("limits:\n  body_mb: 5\n");
+        assert!(
+            typo.starts_with("t.yaml:2:") && typo.contains("did you mean `body_mib`?"),
+            "{typo}"
+        );
+        let literal = message("providers: {openai: {dialect: openai_chat, credential: sk-123}}");
+        assert!(
+            literal.contains("env:NAME") && !literal.contains("sk-123"),
+            "{literal}"
+        );
+        let open = message("admin: {address: 0.0.0.0:1}");
+        assert!(open.contains("without a key"), "{open}");
+        let hash = message("accounts: {a: {keys: {k: {hash: secret}}}}");
+        assert!(
+            hash.contains("accounts.a.keys.k.hash") && hash.contains("tollgate key create"),
+            "{hash}"
+        );
+        let url = message("providers: {x: {dialect: anthropic}}");
+        assert!(url.contains("providers.x.base_url"), "{url}");
+        let money = message("accounts: {a: {budgets: [{limit_dollars: \"ten\", per: day}]}}");
+        assert!(money.contains("accounts.a.budgets[0]"), "{money}");
+    }
+
+    #[test]
+    fn a_secret_is_read_by_reference_and_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("s"), "  very-secret \n").unwrap();
+        let secret = Secret::resolve("file:s", folder.path()).unwrap();
+        assert_eq!(
+            (secret.expose(), format!("{secret:?}").as_str()),
+            ("very-secret", "Secret(…)")
+        );
+    }
+}

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# All tests: unit, property and end to end on real processes. Installs what is missing (Debian or Ubuntu).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+need=()
+command -v cmake >/dev/null || need+=(cmake)
+command -v cc >/dev/null || need+=(build-essential)
+command -v pkg-config >/dev/null || need+=(pkg-config)
+command -v curl >/dev/null || need+=(curl)
+python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3 python3-venv)
+if [ ${#need[@]} -gt 0 ]; then
+  say "installing ${need[*]}"
+  sudo=""; [ "$(id -u)" = 0 ] || sudo=sudo
+  $sudo apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${need[@]}"
+fi
+command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs and run this again" >&2; exit 1; }
+
+say "building the binaries"
+cargo build --workspace --bins
+
+say "Rust tests"
+if cargo nextest --version >/dev/null 2>&1; then
+  cargo nextest run --workspace
+else
+  cargo test --workspace
+fi
+
+if [ -f tests/sdk/requirements.txt ]; then
+  say "official SDKs"
+  python3 -m venv .run/venv
+  .run/venv/bin/pip install --quiet --requirement tests/sdk/requirements.txt
+  .run/venv/bin/python -m pytest -q tests/sdk
+fi
