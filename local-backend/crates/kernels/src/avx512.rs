@@ -42,7 +42,7 @@ pub(crate) unsafe fn group(
         // SAFETY: as above.
         (true, 8) => unsafe { wide_group::<8>(tiles, x, first, out) },
         (wide, count) => {
-            for token in 0..count {
+            for (token, out) in out.iter_mut().enumerate().take(count) {
                 let (rest, mut one) = (first + token, [[0.0; ROWS]; TOKENS]);
                 // SAFETY: as above.
                 unsafe {
@@ -52,7 +52,7 @@ pub(crate) unsafe fn group(
                         narrow::<1>(tiles, x, rest, &mut one)
                     }
                 }
-                out[token] = one[0];
+                *out = one[0];
             }
         }
     }

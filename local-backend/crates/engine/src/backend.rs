@@ -1,0 +1,102 @@
+//! The seam between scheduling and numerics: what a forward pass is given, and what it gives back.
+//! Knows nothing of requests, sampling or time. A step is a ragged batch: decode and prefill rows differ only
+//! in length. Invariant: the logits of a row depend on its sequence alone, never on which rows share the step
+//! or on how a prompt was cut into chunks, bit for bit.
+
+use std::sync::atomic::AtomicBool;
+
+/// Tokens held by one block of the KV cache.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// The part of one sequence that a step computes.
+///
+/// `blocks` must cover positions `0..first + tokens.len()`; the keys and values of positions below `first` must
+/// have been computed by earlier steps into those blocks. Blocks that hold positions at or after `first` must
+/// belong to this sequence alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Token ids to compute, at least one, each below [`ModelInfo::vocabulary`].
+    pub tokens: &'a [u32],
+    /// Position of `tokens[0]` in its sequence.
+    pub first: usize,
+    /// The sequence's KV block table: block `i` holds positions `i * BLOCK_TOKENS..`.
+    pub blocks: &'a [u32],
+    /// Whether the logits after the last token are asked for.
+    pub wants_logits: bool,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepEnd {
+    /// Every row was computed.
+    Done,
+    /// The flag was seen between two layers: no logits, and the KV entries of this step's positions are undefined.
+    Aborted,
+}
+
+/// Facts about a loaded model.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// Human name from the file, or the file's stem.
+    pub name: String,
+    /// The file format's own architecture word, as `llama`.
+    pub architecture: String,
+    /// Longest sequence the model was trained for.
+    pub context_tokens: usize,
+    /// Number of token ids, and of logits per row.
+    pub vocabulary: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Key/value heads of each layer.
+    pub kv_heads: usize,
+    /// Floats in one head.
+    pub head_dim: usize,
+    /// Bytes of weights held in memory.
+    pub bytes: u64,
+    /// Token that opens a sequence, if the model has one.
+    pub bos: Option<u32>,
+    /// Whether `bos` is to be put before a plain (untemplated) prompt.
+    pub add_bos: bool,
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+}
+
+impl ModelInfo {
+    /// Bytes of one KV block over all layers: keys and values in 16-bit floats.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        2 * 2 * BLOCK_TOKENS * self.kv_heads * self.head_dim * self.layers
+    }
+}
+
+/// The KV cache could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    /// Not enough memory for the blocks asked for.
+    #[error("no memory for a KV cache of {blocks} blocks ({bytes} bytes): ask for fewer cached tokens")]
+    OutOfMemory {
+        /// Blocks asked for.
+        blocks: usize,
+        /// What they would take.
+        bytes: usize,
+    },
+}
+
+/// A device that runs a model's forward pass.
+pub trait Backend: Send {
+    /// Facts about the loaded model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Makes the KV cache of `blocks` blocks of [`BLOCK_TOKENS`] tokens, dropping any earlier one with its content.
+    ///
+    /// # Errors
+    /// When the memory is not there; the backend then has no cache.
+    fn allocate(&mut self, blocks: usize) -> Result<(), AllocateError>;
+
+    /// Computes `rows`, and fills `logits` (cleared first) with [`ModelInfo::vocabulary`] floats for each row that wants
+    /// them, in row order. `abort` is read between layers.
+    ///
+    /// # Panics
+    /// When a row breaks its contract (a block or token id out of range): that is a bug of the scheduler.
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd;
+}

@@ -1,0 +1,66 @@
+//! Text on its way out: what may be the beginning of a stop string waits until it is certain.
+
+/// Holds text back until it cannot be part of a stop string.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
+    stop: Vec<String>,
+    held: String,
+}
+
+impl Output {
+    pub(super) fn new(stop: Vec<String>) -> Self {
+        Self {
+            stop: stop.into_iter().filter(|stop| !stop.is_empty()).collect(),
+            held: String::new(),
+        }
+    }
+
+    /// The text that is certain, and whether a stop string came.
+    pub(super) fn push(&mut self, text: &str) -> (String, bool) {
+        self.held.push_str(text);
+        if let Some(at) = self
+            .stop
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min()
+        {
+            self.held.truncate(at);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let begins = |start: &usize| {
+            let tail = &self.held[*start..];
+            self.stop.iter().any(|stop| stop.starts_with(tail))
+        };
+        let starts = self.held.char_indices().map(|(at, _)| at);
+        let longest = self.stop.iter().map(String::len).max().unwrap_or(0);
+        let from = self.held.len().saturating_sub(longest);
+        let keep = starts
+            .filter(|at| *at >= from)
+            .find(begins)
+            .unwrap_or(self.held.len());
+        let rest = self.held.split_off(keep);
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_string_over_several_tokens_is_not_let_out() {
+        let mut output = Output::new(vec!["END".into(), "\n\n".into()]);
+        assert_eq!(output.push("say E"), ("say ".into(), false));
+        assert_eq!(output.push("N"), (String::new(), false));
+        assert_eq!(output.push("e"), ("ENe".into(), false));
+        assert_eq!(output.push("xEN"), ("x".into(), false));
+        assert_eq!(output.push("D more"), (String::new(), true));
+        let mut output = Output::new(vec!["é!".into()]);
+        assert_eq!(output.push("caf\u{e9}"), ("caf".into(), false));
+        assert_eq!(output.finish(), "é");
+    }
+}
