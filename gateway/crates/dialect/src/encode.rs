@@ -1,11 +1,15 @@
 //! The request for one candidate: patched where the dialect is the same, translated where it is not.
 
+use crate::patch::patch;
 use crate::request::Request;
-use crate::scan::Span;
 use crate::{anthropic, openai};
 use bytes::Bytes;
-use exchange::{Dialect, Thinking, ThinkingLevel};
-use serde_json::{Value, json};
+use exchange::{Dialect, Thinking};
+use serde_json::Value;
+use std::borrow::Cow;
+
+/// The output limit where the caller gave none, the money sets none and the dialect requires one.
+pub(crate) const USUAL_MAX_TOKENS: u64 = 4096;
 
 /// What a candidate needs.
 #[derive(Clone, Copy, Debug)]
@@ -26,20 +30,21 @@ pub struct Encoded {
     /// Behind the provider's base URL.
     pub path: &'static str,
     pub body: Bytes,
+    /// Everything the caller asked for that this body does not carry.
     pub losses: Vec<Loss>,
 }
 
-/// Something a translation could not carry.
+/// Something that could not be carried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     pub reason: String,
 }
 
 impl Loss {
-    pub(crate) fn new(field: &'static str, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> Self {
         Self {
-            field,
+            field: field.into(),
             reason: reason.into(),
         }
     }
@@ -48,9 +53,11 @@ impl Loss {
 /// The request cannot be put into the candidate's dialect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    #[error("requests cannot be put into the dialect {0} yet")]
+    #[error(
+        "requests cannot be put into the dialect {0} yet: choose a deployment that speaks openai_chat or anthropic"
+    )]
     Unsupported(Dialect),
-    #[error("the body is not valid JSON: {0}")]
+    #[error("the body cannot be translated for this provider: {0}")]
     Invalid(String),
 }
 
@@ -64,40 +71,22 @@ pub fn encode(request: &Request, target: &Target<'_>) -> Result<Encoded, EncodeE
         Dialect::Anthropic => "/messages",
         other => return Err(EncodeError::Unsupported(other)),
     };
+    let mut losses = Vec::new();
     if request.dialect == target.dialect {
-        return Ok(Encoded {
-            path,
-            body: patch(request, target),
-            losses: Vec::new(),
-        });
+        let body = patch(request, target, &mut losses);
+        return Ok(Encoded { path, body, losses });
     }
     let body: Value =
         serde_json::from_slice(&request.raw).map_err(|error| EncodeError::Invalid(error.to_string()))?;
-    let mut losses = Vec::new();
-    let mut out = match target.dialect {
-        Dialect::Anthropic => openai::request::to_anthropic(&body, &mut losses),
-        _ => anthropic::request::to_openai(&body, &mut losses),
+    // The policy's word goes before the caller's.
+    let target = Target {
+        thinking: target.thinking.or(request.facts.thinking),
+        ..*target
     };
-    out["model"] = target.model.into();
-    out["stream"] = target.stream.into();
-    if let (Some(cap), Some(fields)) = (target.max_output_tokens, out.as_object_mut()) {
-        let asked = fields
-            .get("max_tokens")
-            .and_then(Value::as_u64)
-            .unwrap_or(u64::MAX);
-        fields.insert("max_tokens".into(), cap.min(asked).into());
-    }
-    let thinking = target.thinking.or(request.facts.thinking);
-    if target.dialect == Dialect::OpenaiChat {
-        if target.stream {
-            out["stream_options"] = json!({ "include_usage": true });
-        }
-        if let Some(thinking) = thinking {
-            out["reasoning_effort"] = effort(thinking).as_str().into();
-        }
-    } else if let (Some(thinking), Some(fields)) = (thinking, out.as_object_mut()) {
-        openai::request::set_thinking(fields, thinking);
-    }
+    let out = match target.dialect {
+        Dialect::Anthropic => openai::request::to_anthropic(&body, &target, &mut losses),
+        _ => anthropic::request::to_openai(&body, &target, &mut losses),
+    };
     Ok(Encoded {
         path,
         body: out.to_string().into(),
@@ -105,134 +94,24 @@ pub fn encode(request: &Request, target: &Target<'_>) -> Result<Encoded, EncodeE
     })
 }
 
-/// The share of the output limit that each level may think for.
-pub(crate) fn effort_tokens(level: ThinkingLevel, max_tokens: u64) -> u64 {
-    let percent = match level {
-        ThinkingLevel::None => 0,
-        ThinkingLevel::Minimal => 10,
-        ThinkingLevel::Low => 20,
-        ThinkingLevel::Medium => 50,
-        ThinkingLevel::High => 80,
-        ThinkingLevel::Xhigh | ThinkingLevel::Max => 95,
-    };
-    max_tokens * percent / 100
-}
-
-/// The level nearest to a thinking budget in tokens.
-fn effort(thinking: Thinking) -> ThinkingLevel {
-    match thinking {
-        Thinking::Level(level) => level,
-        Thinking::Tokens(0) => ThinkingLevel::None,
-        Thinking::Tokens(1..2048) => ThinkingLevel::Low,
-        Thinking::Tokens(2048..8192) => ThinkingLevel::Medium,
-        Thinking::Tokens(_) => ThinkingLevel::High,
-    }
-}
-
-/// Changes to a body: values replaced where they stand, and fields put before the closing brace.
-#[derive(Default)]
-struct Edits {
-    replaced: Vec<(Span, String)>,
-    added: String,
-}
-
-impl Edits {
-    fn set(&mut self, spot: Option<&Span>, name: &str, value: String) {
-        match spot {
-            Some(span) => self.replaced.push((span.clone(), value)),
-            None => {
-                self.added.push_str(",\"");
-                self.added.push_str(name);
-                self.added.push_str("\":");
-                self.added.push_str(&value);
-            }
+/// Lists the fields of a body that a translation does not know, unless their value asks for nothing.
+pub(crate) fn unknown_fields(body: &Value, known: &[&str], losses: &mut Vec<Loss>) {
+    for (name, value) in body.as_object().into_iter().flatten() {
+        let asks_nothing = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            Value::String(text) => text.is_empty(),
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            Value::Bool(true) => false,
+        };
+        if !asks_nothing && !known.contains(&name.as_str()) {
+            losses.push(Loss::new(
+                name.clone(),
+                "the provider's dialect has no such parameter",
+            ));
         }
     }
-}
-
-/// The caller's own bytes with the few fields changed that must be.
-fn patch(request: &Request, target: &Target<'_>) -> Bytes {
-    let (spots, facts) = (&request.spots, &request.facts);
-    let mut edits = Edits::default();
-    if *facts.model != *target.model {
-        edits.set(spots.model.as_ref(), "model", json!(target.model).to_string());
-    }
-    if facts.stream != target.stream {
-        edits.set(spots.stream.as_ref(), "stream", target.stream.to_string());
-    }
-    if let Some(cap) = target
-        .max_output_tokens
-        .filter(|cap| facts.max_output_tokens.is_none_or(|asked| *cap < asked))
-    {
-        match (&spots.max_completion_tokens, &spots.max_tokens) {
-            (None, None) if request.dialect == Dialect::OpenaiChat => {
-                edits.set(None, "max_completion_tokens", cap.to_string());
-            }
-            (Some(spot), _) => edits.set(Some(spot), "", cap.to_string()),
-            (None, spot) => edits.set(spot.as_ref(), "max_tokens", cap.to_string()),
-        }
-    }
-    if request.dialect == Dialect::OpenaiChat {
-        if target.stream && !spots.include_usage {
-            let given = spots
-                .stream_options
-                .as_ref()
-                .map(|span| &request.raw[span.clone()]);
-            let mut options: Value = given
-                .and_then(|text| serde_json::from_slice(text).ok())
-                .unwrap_or_default();
-            if !options.is_object() {
-                options = json!({});
-            }
-            options["include_usage"] = true.into();
-            edits.set(
-                spots.stream_options.as_ref(),
-                "stream_options",
-                options.to_string(),
-            );
-        }
-        if let Some(thinking) = target.thinking {
-            edits.set(
-                spots.reasoning_effort.as_ref(),
-                "reasoning_effort",
-                json!(effort(thinking).as_str()).to_string(),
-            );
-        }
-    } else if let Some(thinking) = target.thinking {
-        let mut fields = serde_json::Map::new();
-        let max = target
-            .max_output_tokens
-            .or(facts.max_output_tokens)
-            .unwrap_or(4096);
-        fields.insert("max_tokens".into(), max.into());
-        openai::request::set_thinking(&mut fields, thinking);
-        edits.set(
-            spots.thinking.as_ref(),
-            "thinking",
-            fields["thinking"].to_string(),
-        );
-    }
-    apply(request, edits)
-}
-
-fn apply(request: &Request, mut edits: Edits) -> Bytes {
-    let raw = &request.raw;
-    if edits.replaced.is_empty() && edits.added.is_empty() {
-        return raw.clone();
-    }
-    edits
-        .replaced
-        .push((request.spots.end..request.spots.end, edits.added));
-    edits.replaced.sort_by_key(|(span, _)| span.start);
-    let mut out = Vec::with_capacity(raw.len() + 128);
-    let mut from = 0;
-    for (span, value) in &edits.replaced {
-        out.extend_from_slice(&raw[from..span.start]);
-        out.extend_from_slice(value.as_bytes());
-        from = span.end;
-    }
-    out.extend_from_slice(&raw[from..]);
-    out.into()
 }
 
 #[cfg(test)]
@@ -240,6 +119,7 @@ mod tests {
     use super::*;
     use crate::request::read_request;
     use proptest::prelude::*;
+    use serde_json::json;
 
     fn read(dialect: Dialect, text: &str) -> Request {
         read_request(dialect, Bytes::copy_from_slice(text.as_bytes())).unwrap()
@@ -307,9 +187,9 @@ mod tests {
         assert_eq!(body["tool_choice"], json!({"type":"any"}));
         assert_eq!(
             (&body["stop_sequences"], &body["temperature"]),
-            (&json!(["END"]), &json!(1.0))
+            (&json!(["END"]), &json!(1))
         );
-        let lost: Vec<_> = encoded.losses.iter().map(|loss| loss.field).collect();
+        let lost: Vec<_> = encoded.losses.iter().map(|loss| &*loss.field).collect();
         assert_eq!(lost, ["temperature", "seed"]);
     }
 

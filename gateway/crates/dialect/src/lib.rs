@@ -13,9 +13,11 @@ mod fold;
 mod models;
 mod neutral;
 mod openai;
+mod patch;
 mod request;
 mod scan;
 mod sse;
+mod thinking;
 
 pub use answer::{Answer, AnswerError, Delivery, Progress, read_answer};
 pub use encode::{EncodeError, Encoded, Loss, Target, encode};

@@ -1,9 +1,16 @@
 //! Reading a request: one pass that checks the structure, collects the facts and remembers where the fields stand
 //! that may have to be changed.
+//!
+//! Invariants: nothing is copied but the few short strings in the facts; a field that the gateway reads or changes
+//! stands in the body once, and spelled plainly, so that no other parser finds another value than this one.
+
+mod conversation;
 
 use crate::scan::{Broken, Cursor, Span};
 use bytes::Bytes;
+use conversation::Conversation;
 use exchange::{Dialect, Facts, Surface, Thinking, ThinkingLevel};
+use serde_json::Value;
 
 /// A request as it came, with what was learnt from it.
 #[derive(Clone, Debug)]
@@ -23,7 +30,7 @@ pub struct ReadError {
     pub param: Option<String>,
 }
 
-/// Where the values of fields stand that a gateway may have to change.
+/// Where the values of fields stand that a gateway may have to change, and what else a change depends on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Spots {
     pub(crate) model: Option<Span>,
@@ -33,20 +40,52 @@ pub(crate) struct Spots {
     pub(crate) stream_options: Option<Span>,
     pub(crate) reasoning_effort: Option<Span>,
     pub(crate) thinking: Option<Span>,
+    pub(crate) output_config: Option<Span>,
+    /// The caller leaves the amount of thinking to the model (Anthropic's adaptive kinds).
+    pub(crate) adaptive: bool,
     /// The closing brace.
     pub(crate) end: usize,
     /// The caller wants the usage in its stream.
     pub(crate) include_usage: bool,
+    /// How many answers the caller wants (`n`); 0 where it did not say.
+    pub(crate) choices: u32,
+    /// The caller's own setting that excludes thinking at Anthropic.
+    pub(crate) excludes_thinking: Option<&'static str>,
+    /// The last message brings the result of a tool, in the middle of the model's turn.
+    pub(crate) tool_loop: bool,
 }
 
-/// Tokens that a message costs beside its text, and an image at a usual size.
-const MESSAGE_TOKENS: u64 = 4;
-const IMAGE_TOKENS: u64 = 800;
+/// Every top-level field that is read or changed here. Each may be given once.
+const KNOWN: [&[u8]; 20] = [
+    b"model",
+    b"messages",
+    b"system",
+    b"tools",
+    b"metadata",
+    b"stream",
+    b"max_tokens",
+    b"max_completion_tokens",
+    b"stream_options",
+    b"reasoning_effort",
+    b"thinking",
+    b"service_tier",
+    b"response_format",
+    b"output_config",
+    b"n",
+    b"temperature",
+    b"top_p",
+    b"top_k",
+    b"tool_choice",
+    b"output_format",
+];
+
+/// More labels than this are not kept; what they label is passed on all the same.
+const MOST_LABELS: usize = 64;
 
 /// Reads a request body.
 ///
 /// # Errors
-/// Not JSON, or not a request: said in the caller's terms.
+/// Not JSON, or not a request: said in the caller's terms, with the byte or the field at fault.
 pub fn read_request(dialect: Dialect, raw: Bytes) -> Result<Request, ReadError> {
     let surface = match dialect {
         Dialect::OpenaiChat => Surface::ChatCompletions,
@@ -58,18 +97,18 @@ pub fn read_request(dialect: Dialect, raw: Bytes) -> Result<Request, ReadError> 
             ));
         }
     };
-    std::str::from_utf8(&raw).map_err(|invalid| {
-        error(
-            format!("the body is not UTF-8: byte {} is invalid", invalid.valid_up_to()),
-            None,
-        )
+    simdutf8::basic::from_utf8(&raw).map_err(|_| {
+        let valid = std::str::from_utf8(&raw).map_or_else(|invalid| invalid.valid_up_to(), str::len);
+        error(format!("the body is not UTF-8: byte {valid} is invalid"), None)
     })?;
     let mut reader = Reader {
         text: &raw,
         spots: Spots::default(),
         facts: blank(dialect, surface),
+        conversation: Conversation::new(&raw),
+        effort: None,
+        seen: 0,
         problem: None,
-        text_bytes: 0,
     };
     let mut cursor = Cursor::new(&raw);
     if cursor.peek() != b'{' {
@@ -77,34 +116,9 @@ pub fn read_request(dialect: Dialect, raw: Bytes) -> Result<Request, ReadError> 
     }
     let read = cursor.object(|cursor, key| reader.field(cursor, key));
     reader.spots.end = cursor.at.saturating_sub(1);
-    match read.and_then(|()| cursor.end()) {
-        Err(_) if reader.problem.is_some() => {}
-        Err(Broken(at)) => return Err(error(format!("the body is not valid JSON at byte {at}"), None)),
-        Ok(()) => {}
-    }
-    let Reader {
-        spots,
-        mut facts,
-        problem,
-        text_bytes,
-        ..
-    } = reader;
-    if let Some(problem) = problem {
-        return Err(problem);
-    }
-    if spots.model.is_none() {
-        return Err(error("the field `model` is missing".into(), Some("model")));
-    }
-    if facts.turns == 0 {
-        return Err(error(
-            "the field `messages` is missing or empty".into(),
-            Some("messages"),
-        ));
-    }
-    facts.body_bytes = raw.len() as u64;
-    facts.input_tokens = text_bytes.div_ceil(4)
-        + u64::from(facts.turns) * MESSAGE_TOKENS
-        + u64::from(facts.images) * IMAGE_TOKENS;
+    read.and_then(|()| cursor.end())
+        .map_err(|Broken(at)| error(broken(&raw, at), None))?;
+    let (facts, spots) = reader.finish()?;
     Ok(Request {
         dialect,
         raw,
@@ -117,6 +131,16 @@ fn error(message: String, param: Option<&str>) -> ReadError {
     ReadError {
         message,
         param: param.map(ToOwned::to_owned),
+    }
+}
+
+fn broken(raw: &[u8], at: usize) -> String {
+    match raw.get(at) {
+        None => format!("the body is not valid JSON: it ends too early, at byte {at}"),
+        Some(byte) => format!(
+            "the body is not valid JSON at byte {at}: unexpected `{}`",
+            byte.escape_ascii()
+        ),
     }
 }
 
@@ -146,220 +170,232 @@ struct Reader<'a> {
     text: &'a [u8],
     spots: Spots,
     facts: Facts,
-    /// What is wrong with a field, although the JSON is right.
+    conversation: Conversation<'a>,
+    /// Anthropic's `output_config.effort`.
+    effort: Option<ThinkingLevel>,
+    /// One bit for each of `KNOWN`.
+    seen: u32,
+    /// The first thing wrong with a field, although the JSON is right.
     problem: Option<ReadError>,
-    text_bytes: u64,
 }
 
 impl Reader<'_> {
-    fn field(&mut self, cursor: &mut Cursor<'_>, key: Span) -> Result<(), Broken> {
-        let key = &self.text[key];
-        match key {
-            b"messages" => return self.messages(cursor),
-            b"system" => {
-                let span = cursor.skip()?;
-                self.text_bytes += span.len() as u64;
-                self.prefix(&span);
-                return Ok(());
-            }
-            b"tools" => return self.tools(cursor),
-            b"metadata" => return self.metadata(cursor),
-            _ => {}
+    fn finish(self) -> Result<(Facts, Spots), ReadError> {
+        let Self {
+            mut spots,
+            mut facts,
+            conversation,
+            effort,
+            problem,
+            ..
+        } = self;
+        if let Some(problem) = problem {
+            return Err(problem);
         }
-        // A key in disguise would be read by the provider and overlooked here.
-        if key.contains(&b'\\') {
-            self.wrong(
-                "keys must be written without escapes",
-                std::str::from_utf8(key).ok(),
-            );
+        if spots.model.is_none() {
+            return Err(error("the field `model` is missing".into(), Some("model")));
+        }
+        if conversation.messages == 0 {
+            return Err(error(
+                "the field `messages` is missing or empty".into(),
+                Some("messages"),
+            ));
+        }
+        facts.body_bytes = self.text.len() as u64;
+        facts.input_tokens = conversation.input_tokens();
+        facts.prefix_hash = conversation.prefix_hash();
+        (facts.turns, facts.images, facts.tools) =
+            (conversation.turns, conversation.images, conversation.tools);
+        // The effort says how much; the thinking, whether.
+        facts.thinking = match (facts.thinking, effort) {
+            (None | Some(Thinking::Level(ThinkingLevel::High)), Some(effort)) => {
+                Some(Thinking::Level(effort))
+            }
+            (thinking, _) => thinking,
+        };
+        spots.tool_loop = conversation.tool_loop;
+        Ok((facts, spots))
+    }
+
+    fn field(&mut self, cursor: &mut Cursor<'_>, key: Span) -> Result<(), Broken> {
+        self.check_key(&key);
+        let key = &self.text[key];
+        match (key, cursor.peek()) {
+            (b"messages", b'[') => return cursor.array(|cursor| self.message(cursor)),
+            (b"messages", _) => self.wrong("the field `messages` must be an array", "messages"),
+            (b"system", _) => return self.conversation.system(cursor),
+            (b"tools", b'[') => return self.conversation.tools(cursor),
+            (b"metadata", b'{') => return self.metadata(cursor),
+            _ => {}
         }
         let span = cursor.skip()?;
         let value = &self.text[span.clone()];
         match key {
             b"model" => {
-                self.facts.model = self.string(value, "model").unwrap_or_default().into();
-                self.once("model", |spots| &mut spots.model, span);
+                self.facts.model = self.string(value, "model").unwrap_or_default();
+                if self.facts.model.is_empty() {
+                    self.wrong("the field `model` must name a model", "model");
+                }
+                self.spots.model = Some(span);
             }
             b"stream" => {
                 self.facts.stream = value == b"true";
-                self.once("stream", |spots| &mut spots.stream, span);
+                if !matches!(value, b"true" | b"false" | b"null") {
+                    self.wrong("the field `stream` must be true or false", "stream");
+                }
+                self.spots.stream = Some(span);
             }
             b"max_tokens" => {
-                self.limit(value, "max_tokens");
-                self.once("max_tokens", |spots| &mut spots.max_tokens, span);
+                let limit = self.limit(value, "max_tokens");
+                self.facts.max_output_tokens = self.facts.max_output_tokens.or(limit);
+                self.spots.max_tokens = Some(span);
             }
             b"max_completion_tokens" => {
-                self.limit(value, "max_completion_tokens");
-                self.once(
-                    "max_completion_tokens",
-                    |spots| &mut spots.max_completion_tokens,
-                    span,
-                );
+                let limit = self.limit(value, "max_completion_tokens");
+                self.facts.max_output_tokens = limit.or(self.facts.max_output_tokens);
+                self.spots.max_completion_tokens = Some(span);
             }
-            b"stream_options" => {
-                let options: Option<serde_json::Value> = serde_json::from_slice(value).ok();
-                self.spots.include_usage = options.is_some_and(|options| options["include_usage"] == true);
-                self.once("stream_options", |spots| &mut spots.stream_options, span);
-            }
-            b"reasoning_effort" => {
-                self.facts.thinking = self
-                    .string(value, "reasoning_effort")
-                    .and_then(|level| level.parse().ok().map(Thinking::Level));
-                self.once("reasoning_effort", |spots| &mut spots.reasoning_effort, span);
-            }
-            b"thinking" => {
-                self.facts.thinking = thinking(value);
-                self.once("thinking", |spots| &mut spots.thinking, span);
-            }
-            b"service_tier" => self.facts.service_tier = self.string(value, "service_tier").map(Into::into),
-            b"response_format" => {
-                let format: Option<serde_json::Value> = serde_json::from_slice(value).ok();
-                self.facts.structured_output =
-                    format.is_some_and(|format| format["type"] != "text" && format.is_object());
-            }
-            _ => {}
+            _ => self.option(key, span),
         }
         Ok(())
     }
 
-    fn once(&mut self, name: &str, spot: impl Fn(&mut Spots) -> &mut Option<Span>, span: Span) {
-        if spot(&mut self.spots).replace(span).is_some() {
-            self.wrong(&format!("the field `{name}` is given twice"), Some(name));
+    /// The fields of which only a little matters.
+    fn option(&mut self, key: &[u8], span: Span) {
+        let value = &self.text[span.clone()];
+        let parse = || serde_json::from_slice::<Value>(value).unwrap_or_default();
+        match key {
+            b"stream_options" => {
+                self.spots.include_usage = parse()["include_usage"] == true;
+                self.spots.stream_options = Some(span);
+            }
+            b"reasoning_effort" => {
+                let level = self.string(value, "reasoning_effort");
+                self.facts.thinking = level.and_then(|level| level.parse().ok()).map(Thinking::Level);
+                self.spots.reasoning_effort = Some(span);
+            }
+            b"thinking" => {
+                let value = parse();
+                self.facts.thinking = thinking(&value).or(self.facts.thinking);
+                self.spots.adaptive = !matches!(value["type"].as_str(), None | Some("enabled" | "disabled"));
+                self.spots.thinking = Some(span);
+            }
+            b"service_tier" => self.facts.service_tier = self.string(value, "service_tier"),
+            b"response_format" | b"output_format" => {
+                let format = parse();
+                self.facts.structured_output |= format.is_object() && format["type"] != "text";
+            }
+            b"output_config" => {
+                let config = parse();
+                self.facts.structured_output |= config["format"].is_object();
+                self.effort = config["effort"].as_str().and_then(|level| level.parse().ok());
+                self.spots.output_config = Some(span);
+            }
+            b"n" => self.spots.choices = parse().as_u64().and_then(|n| n.try_into().ok()).unwrap_or(0),
+            b"temperature" if parse().as_f64().is_some_and(|given| given < 1.0) => {
+                self.excludes("temperature")
+            }
+            b"top_p" if parse().as_f64().is_some_and(|given| given < 0.95) => self.excludes("top_p"),
+            b"top_k" if value != b"null" => self.excludes("top_k"),
+            b"tool_choice" if matches!(parse()["type"].as_str(), Some("any" | "tool")) => {
+                self.excludes("tool_choice")
+            }
+            _ => {}
         }
     }
 
-    fn wrong(&mut self, message: &str, param: Option<&str>) {
-        self.problem.get_or_insert_with(|| error(message.into(), param));
+    fn excludes(&mut self, name: &'static str) {
+        self.spots.excludes_thinking.get_or_insert(name);
     }
 
-    fn string(&mut self, value: &[u8], name: &str) -> Option<String> {
+    /// A key given twice, or in disguise, could be read by the provider and overlooked here.
+    fn check_key(&mut self, key: &Span) {
+        let written = &self.text[key.clone()];
+        if written.contains(&b'\\') {
+            let plain: String =
+                serde_json::from_slice(&self.text[key.start - 1..=key.end]).unwrap_or_default();
+            if KNOWN.contains(&plain.as_bytes()) {
+                self.wrong(
+                    &format!("the key `{plain}` must be written without escapes"),
+                    &plain,
+                );
+            }
+            return;
+        }
+        let Some(bit) = KNOWN.iter().position(|known| *known == written) else {
+            return;
+        };
+        if self.seen & (1 << bit) != 0 {
+            let name = String::from_utf8_lossy(written).into_owned();
+            self.wrong(&format!("the field `{name}` is given twice"), &name);
+        }
+        self.seen |= 1 << bit;
+    }
+
+    fn wrong(&mut self, message: &str, param: &str) {
+        self.problem
+            .get_or_insert_with(|| error(message.into(), Some(param)));
+    }
+
+    fn string(&mut self, value: &[u8], name: &str) -> Option<Box<str>> {
         if value == b"null" {
             return None;
         }
         let read = serde_json::from_slice(value).ok();
         if read.is_none() {
-            self.wrong(&format!("the field `{name}` must be a string"), Some(name));
+            self.wrong(&format!("the field `{name}` must be a string"), name);
         }
         read
     }
 
-    fn limit(&mut self, value: &[u8], name: &str) {
+    fn limit(&mut self, value: &[u8], name: &str) -> Option<u64> {
         if value == b"null" {
-            return;
+            return None;
         }
-        match serde_json::from_slice::<u64>(value) {
-            Ok(tokens) if tokens > 0 => self.facts.max_output_tokens = Some(tokens),
-            _ => self.wrong(
+        let limit = serde_json::from_slice::<u64>(value)
+            .ok()
+            .filter(|tokens| *tokens > 0);
+        if limit.is_none() {
+            self.wrong(
                 &format!("the field `{name}` must be a whole number above 0"),
-                Some(name),
-            ),
+                name,
+            );
         }
+        limit
     }
 
-    /// Folds a piece of the conversation's stable beginning into the prefix hash (FNV-1a, eight bytes at a time).
-    fn prefix(&mut self, span: &Span) {
-        let mut hash = self.facts.prefix_hash ^ 0xcbf2_9ce4_8422_2325;
-        for chunk in self.text[span.clone()].chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            hash = (hash ^ u64::from_le_bytes(word))
-                .wrapping_mul(0x0000_0100_0000_01b3)
-                .rotate_left(23);
+    fn message(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
+        if cursor.peek() == b'{' {
+            return self.conversation.message(cursor);
         }
-        self.facts.prefix_hash = hash;
-    }
-
-    fn messages(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        if cursor.peek() != b'[' {
-            self.wrong("the field `messages` must be an array", Some("messages"));
-            return cursor.skip().map(drop);
-        }
-        cursor.array(|cursor| {
-            if cursor.peek() != b'{' {
-                self.wrong("every message must be an object", Some("messages"));
-                return cursor.skip().map(drop);
-            }
-            let start = cursor.at;
-            self.facts.turns += 1;
-            cursor.object(|cursor, key| match &self.text[key] {
-                b"content" => self.content(cursor),
-                _ => {
-                    self.text_bytes += cursor.skip()?.len() as u64;
-                    Ok(())
-                }
-            })?;
-            // The system message and the first turn of the user stay the same for a whole conversation.
-            if self.facts.turns <= 2 {
-                self.prefix(&(start..cursor.at));
-            }
-            Ok(())
-        })
-    }
-
-    fn content(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        if cursor.peek() != b'[' {
-            self.text_bytes += cursor.skip()?.len() as u64;
-            return Ok(());
-        }
-        cursor.array(|cursor| {
-            if cursor.peek() != b'{' {
-                return cursor.skip().map(drop);
-            }
-            let (start, mut is_image) = (cursor.at, false);
-            cursor.object(|cursor, key| {
-                let span = cursor.skip()?;
-                if &self.text[key] == b"type" {
-                    is_image = matches!(&self.text[span], b"\"image_url\"" | b"\"image\"");
-                }
-                Ok(())
-            })?;
-            if is_image {
-                self.facts.images += 1;
-            } else {
-                self.text_bytes += (cursor.at - start) as u64;
-            }
-            Ok(())
-        })
-    }
-
-    fn tools(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        if cursor.peek() != b'[' {
-            return cursor.skip().map(drop);
-        }
-        let start = cursor.at;
-        cursor.array(|cursor| {
-            self.facts.tools += 1;
-            cursor.skip().map(drop)
-        })?;
-        self.text_bytes += (cursor.at - start) as u64;
-        self.prefix(&(start..cursor.at));
-        Ok(())
+        self.wrong("every message must be an object", "messages");
+        cursor.skip().map(drop)
     }
 
     fn metadata(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        if cursor.peek() != b'{' {
-            return cursor.skip().map(drop);
-        }
         cursor.object(|cursor, key| {
             let span = cursor.skip()?;
-            let key = String::from_utf8_lossy(&self.text[key]).to_lowercase();
-            if let Ok(value) = serde_json::from_slice::<String>(&self.text[span]) {
-                self.facts.labels.push((key.into(), value.into()));
+            if self.facts.labels.len() < MOST_LABELS
+                && let Ok(key) = serde_json::from_slice::<String>(&self.text[key.start - 1..=key.end])
+                && let Ok(value) = serde_json::from_slice::<Box<str>>(&self.text[span])
+            {
+                self.facts.labels.push((key.to_lowercase().into(), value));
             }
             Ok(())
         })
     }
 }
 
-/// Anthropic's `thinking`: switched off, or a number of tokens.
-fn thinking(value: &[u8]) -> Option<Thinking> {
-    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
-    match value["type"].as_str()? {
-        "disabled" => Some(Thinking::Level(ThinkingLevel::None)),
-        _ => value["budget_tokens"]
-            .as_u64()
-            .and_then(|tokens| u32::try_from(tokens).ok())
-            .map(Thinking::Tokens),
+/// Anthropic's `thinking`: switched off, a number of tokens, or as much as the model likes, which is what it calls a
+/// high effort.
+fn thinking(value: &Value) -> Option<Thinking> {
+    let budget = value["budget_tokens"]
+        .as_u64()
+        .and_then(|tokens| u32::try_from(tokens).ok());
+    match (value["type"].as_str()?, budget) {
+        ("disabled", _) => Some(Thinking::Level(ThinkingLevel::None)),
+        (_, Some(tokens)) => Some(Thinking::Tokens(tokens)),
+        (_, None) => Some(Thinking::Level(ThinkingLevel::High)),
     }
 }
 
@@ -389,7 +425,7 @@ mod tests {
         );
         assert_eq!(
             (facts.turns, facts.tools, facts.images, facts.structured_output),
-            (2, 1, 1, true)
+            (1, 1, 1, true)
         );
         assert_eq!(facts.thinking, Some(Thinking::Level(ThinkingLevel::Low)));
         assert_eq!(facts.label("feature"), Some("chat"));

@@ -1,104 +1,204 @@
 //! A chat completion request as an Anthropic one.
 
-use crate::encode::{Loss, effort_tokens};
-use exchange::{Thinking, ThinkingLevel};
+use crate::encode::{Loss, Target, USUAL_MAX_TOKENS, unknown_fields};
+use crate::thinking;
 use serde_json::{Map, Value, json};
 
-/// What Anthropic requires and OpenAI does not.
-const USUAL_MAX_TOKENS: u64 = 4096;
+/// Fields that are translated below, or that ask for nothing that could be lost.
+const KNOWN: [&str; 21] = [
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "stop",
+    "user",
+    "safety_identifier",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "reasoning_effort",
+    "service_tier",
+    // Read by the gateway as labels, or reported below.
+    "metadata",
+    "n",
+    "modalities",
+    "prompt_cache_key",
+];
 
 /// Translates; what cannot be carried is listed.
-pub(crate) fn to_anthropic(body: &Value, losses: &mut Vec<Loss>) -> Value {
+pub(crate) fn to_anthropic(body: &Value, target: &Target<'_>, losses: &mut Vec<Loss>) -> Value {
     let mut out = Map::new();
-    let (mut system, mut messages) = (Vec::new(), Vec::new());
-    for message in body["messages"].as_array().into_iter().flatten() {
-        match message["role"].as_str().unwrap_or_default() {
-            "system" | "developer" => system.extend(texts(&message["content"])),
-            "tool" => tool_result(message, &mut messages),
-            "assistant" => messages.push(json!({ "role": "assistant", "content": assistant(message) })),
-            _ => push_user(&mut messages, user(&message["content"], losses)),
-        }
-    }
-    let max = [&body["max_completion_tokens"], &body["max_tokens"]]
+    let asked = [&body["max_completion_tokens"], &body["max_tokens"]]
         .into_iter()
         .find_map(Value::as_u64);
-    out.insert("max_tokens".into(), max.unwrap_or(USUAL_MAX_TOKENS).into());
+    let max = match (asked, target.max_output_tokens) {
+        (Some(asked), cap) => asked.min(cap.unwrap_or(asked)),
+        (None, cap) => cap.unwrap_or(USUAL_MAX_TOKENS),
+    };
+    out.insert("model".into(), target.model.into());
+    out.insert("max_tokens".into(), max.into());
+    out.insert("stream".into(), target.stream.into());
+    let (system, messages) = conversation(body, losses);
     if !system.is_empty() {
         out.insert("system".into(), system.join("\n\n").into());
     }
     out.insert("messages".into(), messages.into());
-    for name in ["top_p", "stream"] {
-        if !body[name].is_null() {
-            out.insert(name.into(), body[name].clone());
-        }
-    }
+    sampling(body, &mut out, losses);
+    tools(body, &mut out, losses);
+    others(body, &mut out, losses);
+    unknown_fields(body, &KNOWN, losses);
+    set_thinking(&mut out, target, max, losses);
+    Value::Object(out)
+}
+
+fn sampling(body: &Value, out: &mut Map<String, Value>, losses: &mut Vec<Loss>) {
     if let Some(temperature) = body["temperature"].as_f64() {
         if temperature > 1.0 {
             losses.push(Loss::new("temperature", "above 1, the most Anthropic takes"));
+            out.insert("temperature".into(), 1.into());
+        } else {
+            out.insert("temperature".into(), body["temperature"].clone());
         }
-        out.insert("temperature".into(), temperature.min(1.0).into());
+    }
+    if body["top_p"].is_number() {
+        out.insert("top_p".into(), body["top_p"].clone());
     }
     match &body["stop"] {
         Value::String(stop) => drop(out.insert("stop_sequences".into(), json!([stop]))),
         Value::Array(stops) => drop(out.insert("stop_sequences".into(), json!(stops))),
         _ => {}
     }
-    if let Some(user) = body["user"].as_str() {
-        out.insert("metadata".into(), json!({ "user_id": user }));
+    if body["n"].as_u64().is_some_and(|n| n > 1) {
+        losses.push(Loss::new("n", "Anthropic gives one answer"));
     }
-    tools(body, &mut out);
-    for name in [
-        "n",
-        "logprobs",
-        "top_logprobs",
-        "logit_bias",
-        "seed",
-        "presence_penalty",
-        "frequency_penalty",
-        "response_format",
-        "audio",
-        "prediction",
-        "modalities",
-        "store",
-    ] {
-        let harmless = matches!(&body[name], Value::Null | Value::Bool(false))
-            || body[name] == 0
-            || (name == "n" && body[name] == 1);
-        if !harmless && body[name]["type"] != "text" {
-            losses.push(Loss::new(name, "Anthropic has no such parameter"));
-        }
+    if body["modalities"]
+        .as_array()
+        .is_some_and(|kinds| kinds.iter().any(|kind| kind != "text"))
+    {
+        losses.push(Loss::new("modalities", "Anthropic answers in text"));
     }
-    let level = body["reasoning_effort"]
-        .as_str()
-        .and_then(|level| level.parse::<ThinkingLevel>().ok());
-    if let Some(level) = level {
-        set_thinking(&mut out, Thinking::Level(level));
-    }
-    Value::Object(out)
 }
 
-/// Sets `thinking` within what `max_tokens` allows; below Anthropic's minimum there is none.
-pub(crate) fn set_thinking(out: &mut Map<String, Value>, thinking: Thinking) {
-    let max = out
-        .get("max_tokens")
-        .and_then(Value::as_u64)
-        .unwrap_or(USUAL_MAX_TOKENS);
-    let budget = match thinking {
-        Thinking::Level(level) => effort_tokens(level, max),
-        Thinking::Tokens(tokens) => u64::from(tokens),
+fn others(body: &Value, out: &mut Map<String, Value>, losses: &mut Vec<Loss>) {
+    let user = body["user"]
+        .as_str()
+        .or_else(|| body["safety_identifier"].as_str());
+    if let Some(user) = user {
+        out.insert("metadata".into(), json!({ "user_id": user }));
+    }
+    match body["service_tier"].as_str() {
+        None => {}
+        Some("auto") => drop(out.insert("service_tier".into(), "auto".into())),
+        Some("default") => drop(out.insert("service_tier".into(), "standard_only".into())),
+        Some(other) => losses.push(Loss::new(
+            "service_tier",
+            format!("Anthropic has no tier `{other}`"),
+        )),
+    }
+    let format = &body["response_format"];
+    match format["type"].as_str() {
+        Some("json_schema") if format["json_schema"]["schema"].is_object() => {
+            let schema = &format["json_schema"]["schema"];
+            out.insert(
+                "output_config".into(),
+                json!({ "format": { "type": "json_schema", "schema": schema } }),
+            );
+        }
+        None | Some("text") => {}
+        Some(other) => losses.push(Loss::new(
+            "response_format",
+            format!("Anthropic has no format `{other}` without a schema"),
+        )),
+    }
+}
+
+/// Switches thinking on where Anthropic takes it beside the rest of the request.
+fn set_thinking(out: &mut Map<String, Value>, target: &Target<'_>, max: u64, losses: &mut Vec<Loss>) {
+    let Some(wanted) = target.thinking.filter(|wanted| !thinking::is_off(*wanted)) else {
+        return;
     };
-    if budget < 1024 || max <= 1024 {
-        out.insert("thinking".into(), json!({ "type": "disabled" }));
+    let Some(budget) = thinking::budget(wanted, max) else {
+        losses.push(Loss::new(
+            "reasoning_effort",
+            format!("an answer of {max} tokens leaves no room for it"),
+        ));
+        return;
+    };
+    let choice = out.get("tool_choice").map(|choice| &choice["type"]);
+    if choice.is_some_and(|choice| choice == "any" || choice == "tool") {
+        losses.push(Loss::new(
+            "reasoning_effort",
+            "Anthropic does not think before a tool it is forced to use",
+        ));
         return;
     }
-    let budget = budget.min(max - 1);
-    out.insert(
-        "thinking".into(),
-        json!({ "type": "enabled", "budget_tokens": budget }),
-    );
-    // Manual thinking takes the default temperature only.
-    out.remove("temperature");
-    out.remove("top_p");
+    if out.get("messages").is_some_and(in_unsigned_tool_loop) {
+        losses.push(Loss::new(
+            "reasoning_effort",
+            "the turn began without thinking, or without its signature",
+        ));
+        return;
+    }
+    out.insert("thinking".into(), thinking::enabled(budget));
+    for name in ["temperature", "top_p"] {
+        if out.remove(name).is_some_and(|value| value != 1) {
+            losses.push(Loss::new(name, "Anthropic thinks at its own setting only"));
+        }
+    }
+}
+
+/// The last turn brings a tool's result, and the model's turn before it does not begin with its thinking.
+fn in_unsigned_tool_loop(messages: &Value) -> bool {
+    let Some([.., model, user]) = messages.as_array().map(Vec::as_slice) else {
+        return false;
+    };
+    let has_result = user["content"]
+        .as_array()
+        .is_some_and(|blocks| blocks.iter().any(|block| block["type"] == "tool_result"));
+    let kind = model["content"][0]["type"].as_str();
+    has_result && !matches!(kind, Some("thinking" | "redacted_thinking"))
+}
+
+/// The system's words, and the turns.
+fn conversation(body: &Value, losses: &mut Vec<Loss>) -> (Vec<String>, Vec<Value>) {
+    let (mut system, mut messages) = (Vec::new(), Vec::new());
+    for message in body["messages"].as_array().into_iter().flatten() {
+        let content = &message["content"];
+        match message["role"].as_str().unwrap_or_default() {
+            "system" | "developer" => {
+                if !messages.is_empty() {
+                    losses.push(Loss::new(
+                        "messages",
+                        "a system message between turns has moved to the beginning",
+                    ));
+                }
+                system.extend(texts(content));
+            }
+            "tool" | "function" => push(&mut messages, "user", vec![tool_result(message)]),
+            "assistant" => push(&mut messages, "assistant", assistant(message, losses)),
+            _ => push(&mut messages, "user", user(content, losses)),
+        }
+        if message["name"].is_string() && message["role"] != "tool" {
+            losses.push(Loss::new("messages", "the name of a speaker cannot be carried"));
+        }
+    }
+    (system, messages)
+}
+
+/// Turns of one role follow each other as one at Anthropic.
+fn push(messages: &mut Vec<Value>, role: &str, content: Vec<Value>) {
+    if let Some(last) = messages.last_mut().filter(|last| last["role"] == role)
+        && let Some(blocks) = last["content"].as_array_mut()
+    {
+        blocks.extend(content);
+        return;
+    }
+    messages.push(json!({ "role": role, "content": content }));
 }
 
 fn texts(content: &Value) -> Vec<String> {
@@ -112,23 +212,31 @@ fn texts(content: &Value) -> Vec<String> {
     }
 }
 
+/// Text blocks; Anthropic refuses empty ones.
+fn text_blocks(content: &Value) -> Vec<Value> {
+    let texts = texts(content).into_iter().filter(|text| !text.is_empty());
+    texts
+        .map(|text| json!({ "type": "text", "text": text }))
+        .collect()
+}
+
 fn user(content: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
     let Value::Array(parts) = content else {
-        return texts(content)
-            .into_iter()
-            .map(|text| json!({ "type": "text", "text": text }))
-            .collect();
+        return text_blocks(content);
     };
     let mut out = Vec::new();
     for part in parts {
-        match part["type"].as_str().unwrap_or_default() {
-            "text" => out.push(json!({ "type": "text", "text": part["text"] })),
-            "image_url" => {
-                let url = part["image_url"]["url"].as_str().unwrap_or_default();
-                let data = url
-                    .strip_prefix("data:")
-                    .and_then(|rest| rest.split_once(";base64,"));
-                let source = match data {
+        let kind = part["type"].as_str().unwrap_or_default();
+        let file = part["file"]["file_data"].as_str().and_then(data_url);
+        match (kind, file) {
+            ("text", _) if part["text"] == "" => {}
+            ("text", _) => out.push(json!({ "type": "text", "text": part["text"] })),
+            ("image_url", _) => {
+                let url = part["image_url"]["url"]
+                    .as_str()
+                    .or_else(|| part["image_url"].as_str());
+                let url = url.unwrap_or_default();
+                let source = match data_url(url) {
                     Some((media_type, data)) => {
                         json!({ "type": "base64", "media_type": media_type, "data": data })
                     }
@@ -136,7 +244,15 @@ fn user(content: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
                 };
                 out.push(json!({ "type": "image", "source": source }));
             }
-            other => losses.push(Loss::new(
+            ("file", Some((media_type, data))) => {
+                let source = json!({ "type": "base64", "media_type": media_type, "data": data });
+                let mut document = json!({ "type": "document", "source": source });
+                if part["file"]["filename"].is_string() {
+                    document["title"] = part["file"]["filename"].clone();
+                }
+                out.push(document);
+            }
+            (other, _) => losses.push(Loss::new(
                 "messages",
                 format!("content of type `{other}` cannot be carried"),
             )),
@@ -145,64 +261,95 @@ fn user(content: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
     out
 }
 
-/// Turns of one role follow each other as one here.
-fn push_user(messages: &mut Vec<Value>, content: Vec<Value>) {
-    if let Some(last) = messages.last_mut().filter(|last| last["role"] == "user")
-        && let Some(blocks) = last["content"].as_array_mut()
-    {
-        blocks.extend(content);
-        return;
-    }
-    messages.push(json!({ "role": "user", "content": content }));
+/// The media type and the data of a `data:` URL.
+fn data_url(url: &str) -> Option<(&str, &str)> {
+    url.strip_prefix("data:")?.split_once(";base64,")
 }
 
-fn tool_result(message: &Value, messages: &mut Vec<Value>) {
+fn tool_result(message: &Value) -> Value {
     let content = texts(&message["content"]).join("\n");
-    let result = json!({ "type": "tool_result", "tool_use_id": message["tool_call_id"], "content": content });
-    push_user(messages, vec![result]);
+    json!({ "type": "tool_result", "tool_use_id": message["tool_call_id"], "content": content })
 }
 
-fn assistant(message: &Value) -> Vec<Value> {
-    let text = texts(&message["content"])
-        .into_iter()
-        .filter(|text| !text.is_empty());
-    let mut out: Vec<Value> = text.map(|text| json!({ "type": "text", "text": text })).collect();
+fn assistant(message: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
+    // Signed thinking comes back in the field that gateways before this one have established.
+    let thinking = message["thinking_blocks"].as_array().into_iter().flatten();
+    let mut out: Vec<Value> = thinking
+        .map(|block| {
+            let mut block = block.clone();
+            block.as_object_mut().map(|fields| fields.remove("index"));
+            block
+        })
+        .collect();
+    let unsigned = ["reasoning_content", "reasoning"]
+        .iter()
+        .any(|name| message[*name].is_string());
+    if out.is_empty() && unsigned {
+        losses.push(Loss::new(
+            "messages",
+            "thinking without a signature cannot be carried",
+        ));
+    }
+    out.extend(text_blocks(&message["content"]));
+    if let Some(refusal) = message["refusal"].as_str().filter(|refusal| !refusal.is_empty()) {
+        out.push(json!({ "type": "text", "text": refusal }));
+    }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
-        let arguments = call["function"]["arguments"].as_str().unwrap_or("{}");
-        let input: Value = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
-        out.push(
-            json!({ "type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": input }),
-        );
+        let arguments = call["function"]["arguments"].as_str().unwrap_or_default();
+        let input: Option<Value> = serde_json::from_str(arguments).ok().filter(Value::is_object);
+        if input.is_none() && !arguments.trim().is_empty() {
+            losses.push(Loss::new(
+                "messages",
+                "arguments of a tool call that are not a JSON object",
+            ));
+        }
+        let (name, input) = (&call["function"]["name"], input.unwrap_or_else(|| json!({})));
+        out.push(json!({ "type": "tool_use", "id": call["id"], "name": name, "input": input }));
     }
     out
 }
 
-fn tools(body: &Value, out: &mut Map<String, Value>) {
-    let Some(tools) = body["tools"].as_array().filter(|tools| !tools.is_empty()) else {
+fn tools(body: &Value, out: &mut Map<String, Value>, losses: &mut Vec<Loss>) {
+    let mut translated = Vec::new();
+    for tool in body["tools"].as_array().into_iter().flatten() {
+        let function = &tool["function"];
+        if !function.is_object() {
+            losses.push(Loss::new(
+                "tools",
+                format!("a tool of type {} cannot be carried", tool["type"]),
+            ));
+            continue;
+        }
+        let schema = if function["parameters"].is_object() {
+            function["parameters"].clone()
+        } else {
+            json!({ "type": "object", "properties": {} })
+        };
+        let mut tool = json!({ "name": function["name"], "input_schema": schema });
+        if function["description"].is_string() {
+            tool["description"] = function["description"].clone();
+        }
+        if function["strict"] == true {
+            tool["strict"] = true.into();
+        }
+        translated.push(tool);
+    }
+    if translated.is_empty() {
         return;
-    };
-    let tools: Vec<Value> = tools
-        .iter()
-        .map(|tool| {
-            let function = &tool["function"];
-            let empty = json!({ "type": "object", "properties": {} });
-            let schema = if function["parameters"].is_object() {
-                &function["parameters"]
-            } else {
-                &empty
-            };
-            let mut translated = json!({ "name": function["name"], "input_schema": schema });
-            if function["description"].is_string() {
-                translated["description"] = function["description"].clone();
-            }
-            translated
-        })
-        .collect();
-    out.insert("tools".into(), tools.into());
-    let mut choice = match &body["tool_choice"] {
-        Value::String(choice) if choice == "required" => json!({ "type": "any" }),
-        Value::String(choice) if choice == "none" => json!({ "type": "none" }),
-        Value::Object(choice) => json!({ "type": "tool", "name": choice["function"]["name"] }),
+    }
+    out.insert("tools".into(), translated.into());
+    let choice = &body["tool_choice"];
+    let mut choice = match (choice.as_str(), choice["function"]["name"].as_str()) {
+        (Some("required"), _) => json!({ "type": "any" }),
+        (Some("none"), _) => json!({ "type": "none" }),
+        (_, Some(name)) => json!({ "type": "tool", "name": name }),
+        (None, None) if choice.is_object() => {
+            losses.push(Loss::new(
+                "tool_choice",
+                format!("a choice of type {} cannot be carried", choice["type"]),
+            ));
+            json!({ "type": "auto" })
+        }
         _ => json!({ "type": "auto" }),
     };
     if body["parallel_tool_calls"] == false && choice["type"] != "none" {
