@@ -56,36 +56,58 @@ fn tokens_and_templates_are_those_of_llama_cpp() {
     }
 }
 
+/// Both engines round activations to eight bits, each in its own way, so that log-probabilities differ by a few
+/// hundredths and now and then by half a unit. What is asked: nearly always the same token; where not, one that llama.cpp
+/// found nearly as likely; and on average next to no difference.
 #[test]
 fn greedy_answers_are_those_of_llama_cpp() {
     let mut model = model();
     model.backend.allocate(64).unwrap();
     let fixture: serde_json::Value = serde_json::from_str(FIXTURE).unwrap();
+    let (mut steps, mut equal, mut difference) = (0, 0, 0.0f32);
     for case in fixture.as_array().unwrap() {
         let prompt: Vec<u32> = serde_json::from_value(case["prompt_tokens"].clone()).unwrap();
         let expected: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
         let top: Vec<Vec<(u32, f32)>> = serde_json::from_value(case["top"].clone()).unwrap();
         let mut answer = logits(&mut model, &prompt, 0, 512);
         for (step, token) in expected.iter().enumerate() {
-            let ours = likeliest(&answer);
-            if ours != *token {
-                let likelihood = |id: u32| {
-                    top[step]
-                        .iter()
-                        .find(|(known, _)| *known == id)
-                        .map(|(_, logprob)| *logprob)
-                };
-                let (theirs, ours) = (likelihood(*token).unwrap(), likelihood(ours));
-                assert!(
-                    ours.is_some_and(|ours| theirs - ours < 0.35),
-                    "{} parts at {step}: {theirs} {ours:?}",
-                    case["prompt"]
-                );
-            }
+            let (ours, total) = (likeliest(&answer), log_sum(&answer));
+            let likelihood = |id: u32| {
+                top[step]
+                    .iter()
+                    .find(|(known, _)| *known == id)
+                    .map(|(_, logprob)| *logprob)
+            };
+            let theirs = likelihood(*token).unwrap();
+            let near = likelihood(ours).is_some_and(|ours| theirs - ours < 1.0);
+            assert!(
+                near,
+                "{} parts at {step}: {ours} instead of {token}",
+                case["prompt"]
+            );
+            steps += 1;
+            equal += usize::from(ours == *token);
+            difference += (answer[*token as usize] - total - theirs).abs();
             // Their token goes on, so that every step is compared.
             answer = logits(&mut model, &[*token], prompt.len() + step, 1);
         }
     }
+    let (agreement, difference) = (equal as f32 / steps as f32, difference / steps as f32);
+    assert!(
+        steps >= 400 && agreement > 0.95 && difference < 0.08,
+        "{steps} steps: {agreement} equal, {difference} apart"
+    );
+}
+
+/// The logarithm of the sum of exponentials.
+fn log_sum(logits: &[f32]) -> f32 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits
+        .iter()
+        .map(|logit| (logit - largest).exp())
+        .sum::<f32>()
+        .ln()
+        + largest
 }
 
 #[test]
