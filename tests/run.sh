@@ -19,6 +19,9 @@ if [ ${#need[@]} -gt 0 ]; then
 fi
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs and run this again" >&2; exit 1; }
 
+say "fetching the model"
+deploy/fetch-model.sh
+
 say "building the binaries"
 cargo build --workspace --bins
 
@@ -35,3 +38,6 @@ if [ -f tests/sdk/requirements.txt ]; then
   .run/venv/bin/pip install --quiet --requirement tests/sdk/requirements.txt
   .run/venv/bin/python -m pytest -q tests/sdk
 fi
+
+say "quickstart, end to end"
+deploy/quickstart.sh --smoke --profile dev
