@@ -1,0 +1,103 @@
+"""Starts real processes on free ports: a fake provider, local-backend with the real model, and the gateway."""
+import hashlib
+import os
+import pathlib
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
+MODEL = ROOT / ".run/models/smollm2-135m-instruct-q4_1.gguf"
+KEY = "tg_a_key_for_the_sdk_tests_0123456789"
+
+POLICY = """
+version: 1
+deployments:
+  - {id: oa, provider: oa, model: fake-n12, class: cheap, capabilities: [tools, images, structured_output]}
+  - {id: oa-tools, provider: oa, model: fake-tools, class: cheap, capabilities: [tools]}
+  - {id: oa-429, provider: oa, model: fake-429, class: cheap}
+  - {id: oa-400, provider: oa, model: fake-400, class: cheap}
+  - {id: oa-500, provider: oa, model: fake-500, class: cheap}
+  - {id: an, provider: an, model: fake-n13, class: frontier, capabilities: [tools, images, thinking]}
+  - {id: an-tools, provider: an, model: fake-tools-n9, class: frontier, capabilities: [tools]}
+  - {id: an-think, provider: an, model: fake-think6-n5, class: frontier, capabilities: [thinking]}
+  - {id: local, provider: local, model: smollm2-135m-instruct, class: local, context_tokens: 8192, capabilities: [tools]}
+routes:
+  - {name: all, prefer: [oa]}
+"""
+
+CONFIG = """
+listen: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+providers:
+  oa: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential"}}
+  an: {{dialect: anthropic, base_url: "{fake}/v1", credential: "file:credential"}}
+  local: {{dialect: openai_chat, base_url: "{local}/v1"}}
+accounts:
+  acme:
+    budgets: [{{limit_dollars: "100", per: month}}]
+    teams:
+      sdk: {{keys: {{tests: {{hash: "sha256:{hash}"}}}}}}
+unpriced_ceiling_dollars: "0.001"
+"""
+
+
+class Process:
+    """A process whose addresses are read from the lines it prints."""
+
+    def __init__(self, *command):
+        self.child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def address(self, lead):
+        for line in self.child.stdout:
+            if line.startswith(lead):
+                return line[len(lead):].strip()
+        raise RuntimeError(f"{self.child.args[0]} ended without saying `{lead}`")
+
+    def stop(self):
+        self.child.terminate()
+        self.child.wait(30)
+
+
+class Stack:
+    def __init__(self, folder):
+        assert MODEL.exists(), "the model is missing: run deploy/fetch-model.sh"
+        self.processes = []
+        self.fake = self.start("listening on ", BIN / "fake-provider")
+        self.local = self.start("listening on ", BIN / "local-backend", "serve", "--model", MODEL, "--listen", "127.0.0.1:0")
+        (folder / "credential").write_text("sk-fake-credential")
+        (folder / "policy.yaml").write_text(POLICY)
+        hashed = hashlib.sha256(KEY.encode()).hexdigest()
+        (folder / "tollgate.yaml").write_text(CONFIG.format(fake=self.fake, local=self.local, hash=hashed))
+        self.url = self.start("listening on ", BIN / "tollgate", "serve", "--config", folder / "tollgate.yaml")
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(self.local + "/health")
+                break
+            except urllib.error.HTTPError:
+                time.sleep(0.1)
+
+    def start(self, lead, *command):
+        process = Process(*map(str, command))
+        self.processes.append(process)
+        return process.address(lead)
+
+    def stop(self):
+        for process in reversed(self.processes):
+            process.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory):
+    stack = Stack(tmp_path_factory.mktemp("gateway"))
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture(scope="session")
+def key():
+    return KEY
