@@ -1,16 +1,19 @@
 //! An upstream's answer on its way to the caller: passed through or translated, folded or streamed, and tapped for
 //! what it used.
+//!
+//! Invariant: however the upstream's bytes are cut into chunks, the caller gets the same bytes, and whole events only,
+//! so that an ending of our own can follow at any moment.
 
 use crate::fold::Fold;
-use crate::neutral::{Finish, Step};
+use crate::neutral::{Seen, Step};
 use crate::request::Request;
 use crate::sse::{self, Splitter};
+use crate::tap::{Need, Progress, Tap};
 use crate::{anthropic, error, openai};
 use bytes::Bytes;
-use exchange::{Dialect, Refusal, Usage};
-use memchr::memmem;
+use exchange::{Dialect, Refusal, TokenClass, Usage, UsageSource};
 use serde_json::Value;
-use std::sync::LazyLock;
+use std::ops::Range;
 
 /// What the caller asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,26 +22,10 @@ pub enum Delivery {
     Whole,
 }
 
-/// What has been seen of an answer.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Bytes of text, thinking and tool arguments.
-    pub output_bytes: u64,
-    /// Events that carried any of it.
-    pub deltas: u64,
-    /// Something was generated.
-    pub started: bool,
-    /// What the provider reported; of its input alone until the answer is complete.
-    pub usage: Option<Usage>,
-    pub finish: Option<Finish>,
-    /// The answer came to its own end.
-    pub complete: bool,
-}
-
 /// The answer cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    #[error("the provider reported an error in its stream: {0}")]
+    #[error("the provider reported an error in its answer: {0}")]
     Reported(String),
     #[error("the provider's stream ended before its answer did")]
     Cut,
@@ -52,132 +39,104 @@ pub struct Answer {
     upstream: Dialect,
     caller: Dialect,
     splitter: Splitter,
-    progress: Progress,
+    tap: Tap,
     /// `None`: the events pass as they are.
-    writer: Option<Writer>,
+    translation: Option<Translation>,
     fold: Option<Fold>,
     /// The usage was asked for by us alone: its event does not go on.
     hide_usage: bool,
-    steps: Vec<Step>,
-}
-
-#[derive(Debug)]
-enum Writer {
-    OpenaiChat(openai::answer::Writer),
-    Anthropic(anthropic::answer::Writer),
-}
-
-impl Writer {
-    fn new(request: &Request) -> Self {
-        match request.dialect {
-            Dialect::Anthropic => Self::Anthropic(anthropic::answer::Writer::default()),
-            _ => {
-                let include_usage = request.spots.include_usage || !request.facts.stream;
-                Self::OpenaiChat(openai::answer::Writer::new(include_usage))
-            }
-        }
-    }
-
-    fn write(&mut self, steps: &mut Vec<Step>) -> Vec<u8> {
-        let mut out = Vec::new();
-        for step in steps.drain(..) {
-            match self {
-                Self::OpenaiChat(writer) => writer.write(step, &mut out),
-                Self::Anthropic(writer) => writer.write(step, &mut out),
-            }
-        }
-        out
-    }
+    /// The caller wants the usage in its stream.
+    include_usage: bool,
+    choices: u32,
+    input_tokens: u64,
+    /// Told once everything before it has been passed on.
+    broken: Option<AnswerError>,
 }
 
 impl Answer {
     pub fn new(request: &Request, upstream: Dialect, delivery: Delivery) -> Self {
         let caller = request.dialect;
-        let fold = (delivery == Delivery::Whole).then(|| fold_of(caller));
-        let writer = (caller != upstream).then(|| Writer::new(request));
-        let hide_usage = upstream == Dialect::OpenaiChat && !request.spots.include_usage && fold.is_none();
-        let (splitter, progress, steps) = (Splitter::default(), Progress::default(), Vec::new());
+        let translation = (caller != upstream).then(|| Translation::new(request, upstream));
+        let fold = (delivery == Delivery::Whole).then(|| Fold::new(caller));
+        let need = if translation.is_none() && fold.is_none() {
+            Need::Counts
+        } else {
+            Need::Events
+        };
+        let include_usage = request.spots.include_usage;
         Self {
             upstream,
             caller,
-            splitter,
-            progress,
-            writer,
+            splitter: Splitter::default(),
+            tap: Tap::new(upstream, need),
+            translation,
             fold,
-            hide_usage,
-            steps,
+            hide_usage: upstream == Dialect::OpenaiChat && !include_usage,
+            include_usage,
+            choices: request.spots.choices,
+            input_tokens: request.facts.input_tokens,
+            broken: None,
         }
     }
 
     /// What has been seen so far.
     pub fn progress(&self) -> &Progress {
-        &self.progress
+        &self.tap.progress
     }
 
     /// Takes bytes of the upstream's stream; returns those for the caller, which are the same ones where nothing has
     /// to change, and none where the answer is folded.
     ///
     /// # Errors
-    /// The provider reported an error in its stream.
+    /// The provider reported an error in its stream, or sent what is no answer. What came before it in the same chunk
+    /// is returned first, and the error by the next call.
     pub fn push(&mut self, chunk: Bytes) -> Result<Bytes, AnswerError> {
-        let block = self.splitter.take(chunk);
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        let too_long = |_| AnswerError::Invalid("one event of its stream has no end".into());
+        let block = self.splitter.take(chunk).map_err(too_long)?;
         self.block(block)
     }
 
+    /// Takes whole events.
     fn block(&mut self, block: Bytes) -> Result<Bytes, AnswerError> {
-        let mut hidden = false;
+        let (mut translated, mut hidden, mut at) = (Vec::new(), Vec::new(), 0);
         for event in sse::events(&block) {
-            if !event.data.is_empty() {
-                hidden |= self.event(&event.data)?;
+            let range = at..at + event.raw.len();
+            if event.data.is_empty() {
+                at = range.end;
+                continue;
             }
-        }
-        match (&mut self.writer, &mut self.fold) {
-            (Some(writer), fold) => {
-                let out = writer.write(&mut self.steps);
-                let Some(fold) = fold else { return Ok(out.into()) };
-                for event in sse::events(&out) {
-                    fold.push(&event.data);
+            let seen = match self.tap.event(&event.data) {
+                Ok(seen) => seen,
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
                 }
-                Ok(Bytes::new())
+            };
+            at = range.end;
+            if let Some(translation) = &mut self.translation {
+                translation.write(&seen, &event.data, &self.tap.progress, &mut translated);
+            } else if let Some(fold) = &mut self.fold {
+                fold.push(seen, &event.data);
+            } else if self.hide_usage && is_usage_alone(&seen) {
+                hidden.push(range);
             }
-            (None, Some(fold)) => {
-                for event in sse::events(&block) {
-                    fold.push(&event.data);
-                }
-                Ok(Bytes::new())
-            }
-            (None, None) if hidden => {
-                let shown = sse::events(&block).filter(|event| !is_usage_alone(&event.data));
-                Ok(shown.flat_map(|event| event.raw.iter().copied()).collect())
-            }
-            (None, None) => Ok(block),
         }
-    }
-
-    /// Notes what an event says; true if it is one to hide.
-    fn event(&mut self, data: &[u8]) -> Result<bool, AnswerError> {
-        if let Some(message) = error::in_stream(data) {
-            return Err(AnswerError::Reported(message));
-        }
-        if self.writer.is_some() {
-            let before = self.steps.len();
-            match self.upstream {
-                Dialect::Anthropic => anthropic::answer::steps(data, &mut self.steps),
-                _ => openai::answer::steps(data, &mut self.steps),
+        let out = match (&self.translation, &mut self.fold) {
+            (Some(_), Some(fold)) => {
+                fold_events(fold, &translated);
+                Bytes::new()
             }
-            for step in &mut self.steps[before..] {
-                self.progress.note(step);
-                if let (Step::Usage(usage), Some(merged)) = (step, self.progress.usage) {
-                    *usage = merged;
-                }
-            }
-            return Ok(false);
+            (Some(_), None) => translated.into(),
+            (None, Some(_)) => Bytes::new(),
+            (None, None) => without(block.slice(..at), &hidden),
+        };
+        match &self.broken {
+            Some(error) if out.is_empty() => Err(error.clone()),
+            _ => Ok(out),
         }
-        match self.upstream {
-            Dialect::Anthropic => self.progress.tap_anthropic(data),
-            _ => self.progress.tap_openai(data),
-        }
-        Ok(self.hide_usage && is_usage_alone(data))
     }
 
     /// The upstream's stream has ended. Returns the tail of the caller's stream, or the whole folded answer.
@@ -185,54 +144,71 @@ impl Answer {
     /// # Errors
     /// It ended before the answer did.
     pub fn finish(&mut self) -> Result<Bytes, AnswerError> {
-        let rest = self.splitter.rest();
-        let mut tail = if rest.is_empty() {
-            Bytes::new()
-        } else {
-            self.block(rest)?
-        };
-        // Some servers end with the finish reason and leave the terminal event out.
-        if !self.progress.complete && self.progress.finish.is_some() && self.upstream == Dialect::OpenaiChat {
-            self.progress.complete = true;
-            let end = self.block(Bytes::from_static(b"data: [DONE]\n\n"))?;
-            tail = [tail, end].concat().into();
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
         }
-        if !self.progress.complete {
+        let mut tail = Vec::new();
+        let rest = self.splitter.rest();
+        if !rest.is_empty() && !self.tap.progress.complete {
+            // Some servers leave out the last blank line. What is no event is what was cut.
+            let closed = Bytes::from([&rest, &b"\n\n"[..]].concat());
+            let out = self.block(closed);
+            match (out, self.broken.take()) {
+                (_, Some(AnswerError::Reported(message))) => return Err(AnswerError::Reported(message)),
+                (Ok(out), None) => tail.extend_from_slice(&out),
+                _ => return Err(AnswerError::Cut),
+            }
+        }
+        let progress = &self.tap.progress;
+        // Some servers end with the finish reason and leave the terminal event out.
+        if !progress.complete && progress.finish.is_some() && self.upstream == Dialect::OpenaiChat {
+            tail.extend_from_slice(&self.block(Bytes::from_static(b"data: [DONE]\n\n"))?);
+        }
+        if !self.tap.progress.complete {
             return Err(AnswerError::Cut);
         }
         Ok(match self.fold.take() {
-            Some(fold) => fold.into_answer(None).to_string().into(),
-            None => tail,
+            Some(fold) => fold.into_answer().to_string().into(),
+            None => tail.into(),
         })
     }
 
     /// Ends the answer where it is, as if the caller's limit had been reached.
     pub fn end_by_budget(&mut self) -> Bytes {
-        let finish = match self.caller {
-            Dialect::Anthropic => anthropic::answer::stop_reason(Finish::Length),
-            _ => openai::answer::finish_reason(Finish::Length),
-        };
+        let usage = self.usage_so_far();
         if let Some(fold) = self.fold.take() {
-            return fold.into_answer(Some(finish)).to_string().into();
+            return fold.into_early_answer(&usage).to_string().into();
         }
-        if let Some(writer) = &mut self.writer {
-            self.steps.extend([Step::Finish(Finish::Length), Step::End]);
-            return writer.write(&mut self.steps).into();
+        if let Some(translation) = &mut self.translation {
+            return translation.end_early(usage, self.tap.head.is_some()).into();
         }
-        let mut out = Vec::new();
-        if self.caller == Dialect::Anthropic {
-            let delta = serde_json::json!({ "stop_reason": finish, "stop_sequence": null });
-            let usage = serde_json::json!({ "output_tokens": self.progress.deltas.max(self.progress.output_bytes / 4) });
-            let event = serde_json::json!({ "type": "message_delta", "delta": delta, "usage": usage });
-            anthropic::answer::event(&mut out, event);
-            anthropic::answer::event(&mut out, serde_json::json!({ "type": "message_stop" }));
+        let shown = self.include_usage.then_some(&usage);
+        match (self.caller, &self.tap.head) {
+            (Dialect::Anthropic, head) => {
+                anthropic::answer::end_early(head.is_some(), &self.tap.open, &usage)
+            }
+            (_, head) => {
+                openai::answer::end_early(head.as_ref().unwrap_or(&Value::Null), self.choices, shown)
+            }
+        }
+        .into()
+    }
+
+    /// What the provider has said of the usage, and what was counted where it has not.
+    fn usage_so_far(&self) -> Usage {
+        let progress = &self.tap.progress;
+        let told = progress.usage.unwrap_or_default();
+        let input = if told.input_total() == 0 {
+            Usage::default().with(TokenClass::Input, self.input_tokens)
         } else {
-            let choice = serde_json::json!({ "index": 0, "delta": {}, "finish_reason": finish });
-            let chunk = serde_json::json!({ "object": "chat.completion.chunk", "choices": [choice] });
-            sse::write(&mut out, None, &chunk);
-            out.extend_from_slice(b"data: [DONE]\n\n");
-        }
-        out.into()
+            told
+        };
+        let counted = progress.deltas.max(progress.output_bytes / 4);
+        let mut usage = input
+            .with(TokenClass::Output, counted.max(told.output_total()))
+            .with(TokenClass::Reasoning, 0);
+        usage.source = UsageSource::Counted;
+        usage
     }
 
     /// The event that tells the caller why its stream breaks off.
@@ -241,129 +217,144 @@ impl Answer {
     }
 }
 
-fn fold_of(dialect: Dialect) -> Fold {
-    match dialect {
-        Dialect::Anthropic => Fold::anthropic(),
-        _ => Fold::openai(),
+/// The bytes but for some ranges of them.
+fn without(bytes: Bytes, hidden: &[Range<usize>]) -> Bytes {
+    if hidden.is_empty() {
+        return bytes;
+    }
+    let (mut out, mut from) = (Vec::with_capacity(bytes.len()), 0);
+    for range in hidden {
+        out.extend_from_slice(&bytes[from..range.start]);
+        from = range.end;
+    }
+    out.extend_from_slice(&bytes[from..]);
+    out.into()
+}
+
+/// An OpenAI chunk that carries the usage and nothing else.
+fn is_usage_alone(seen: &Seen) -> bool {
+    matches!(seen, Seen::Event(chunk) if chunk["usage"].is_object()
+        && chunk["choices"].as_array().is_some_and(Vec::is_empty))
+}
+
+fn fold_events(fold: &mut Fold, stream: &[u8]) {
+    for event in sse::events(stream) {
+        if let Ok(value) = serde_json::from_slice(&event.data) {
+            fold.push(Seen::Event(value), &event.data);
+        }
+    }
+}
+
+/// From the upstream's dialect to the caller's.
+#[derive(Debug)]
+struct Translation {
+    reader: Reader,
+    writer: Writer,
+    steps: Vec<Step>,
+}
+
+#[derive(Debug)]
+enum Reader {
+    OpenaiChat(openai::answer::Reader),
+    Anthropic(anthropic::answer::Reader),
+}
+
+#[derive(Debug)]
+enum Writer {
+    OpenaiChat(openai::answer::Writer),
+    Anthropic(anthropic::answer::Writer),
+}
+
+impl Translation {
+    fn new(request: &Request, upstream: Dialect) -> Self {
+        let reader = match upstream {
+            Dialect::Anthropic => Reader::Anthropic(anthropic::answer::Reader::default()),
+            _ => Reader::OpenaiChat(openai::answer::Reader::default()),
+        };
+        Self {
+            reader,
+            writer: Writer::new(request),
+            steps: Vec::new(),
+        }
+    }
+
+    fn write(&mut self, seen: &Seen, data: &[u8], progress: &Progress, out: &mut Vec<u8>) {
+        match &mut self.reader {
+            Reader::OpenaiChat(reader) => reader.steps(seen, data, &mut self.steps),
+            Reader::Anthropic(reader) => reader.steps(seen, data, &mut self.steps),
+        }
+        self.writer.write(self.steps.drain(..), progress.usage, out);
+    }
+
+    fn end_early(&mut self, usage: Usage, begun: bool) -> Vec<u8> {
+        let (mut out, mut steps) = (Vec::new(), Vec::new());
+        if !begun {
+            let (id, model, created_unix_s) = ("0".to_owned(), String::new(), None);
+            steps.push(Step::Begin {
+                id,
+                model,
+                created_unix_s,
+            });
+        }
+        steps.extend([Step::Finish(crate::neutral::Finish::Length), Step::End]);
+        self.writer.write(steps, Some(usage), &mut out);
+        out
+    }
+}
+
+impl Writer {
+    fn new(request: &Request) -> Self {
+        match request.dialect {
+            Dialect::Anthropic => Self::Anthropic(anthropic::answer::Writer::default()),
+            _ => {
+                let include_usage = request.spots.include_usage || !request.facts.stream;
+                Self::OpenaiChat(openai::answer::Writer::new(
+                    include_usage,
+                    request.received_unix_s,
+                ))
+            }
+        }
+    }
+
+    fn write(&mut self, steps: impl IntoIterator<Item = Step>, usage: Option<Usage>, out: &mut Vec<u8>) {
+        match self {
+            Self::OpenaiChat(writer) => writer.usage = usage,
+            Self::Anthropic(writer) => writer.usage = usage,
+        }
+        for step in steps {
+            match self {
+                Self::OpenaiChat(writer) => writer.write(step, out),
+                Self::Anthropic(writer) => writer.write(step, out),
+            }
+        }
     }
 }
 
 /// Reads an answer that came as one JSON body. Returns it as the caller asked for it: whole or as a stream.
 ///
 /// # Errors
-/// The body is not an answer.
+/// The body is not an answer, or is the provider's error.
 pub fn read_answer(
     request: &Request,
     upstream: Dialect,
     body: Bytes,
 ) -> Result<(Bytes, Progress), AnswerError> {
-    let value: Value =
-        serde_json::from_slice(&body).map_err(|error| AnswerError::Invalid(error.to_string()))?;
-    let mut steps = match upstream {
-        Dialect::Anthropic => anthropic::answer::explode(&value),
-        _ => openai::answer::explode(&value),
-    };
-    let mut progress = Progress::default();
-    steps.iter().for_each(|step| progress.note(step));
+    let progress = crate::whole::read(upstream, &body)?;
     if request.dialect == upstream && !request.facts.stream {
         return Ok((body, progress));
     }
-    let stream = Writer::new(request).write(&mut steps);
+    let value: Value =
+        serde_json::from_slice(&body).map_err(|error| AnswerError::Invalid(error.to_string()))?;
+    let steps = match upstream {
+        Dialect::Anthropic => anthropic::answer::explode(&value),
+        _ => openai::answer::explode(&value),
+    };
+    let mut stream = Vec::new();
+    Writer::new(request).write(steps, progress.usage, &mut stream);
     if request.facts.stream {
         return Ok((stream.into(), progress));
     }
-    let mut fold = fold_of(request.dialect);
-    sse::events(&stream).for_each(|event| fold.push(&event.data));
-    Ok((fold.into_answer(None).to_string().into(), progress))
-}
-
-macro_rules! finder {
-    ($name:ident, $needle:literal) => {
-        static $name: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new($needle));
-    };
-}
-
-finder!(CONTENT, b"\"content\":\"");
-finder!(USAGE, b"\"usage\":{");
-finder!(FINISH, b"\"finish_reason\":\"");
-finder!(NO_CHOICES, b"\"choices\":[]");
-
-/// An OpenAI chunk that carries the usage and nothing else.
-fn is_usage_alone(data: &[u8]) -> bool {
-    USAGE.find(data).is_some() && NO_CHOICES.find(data).is_some()
-}
-
-/// The length of the JSON string that begins at `start`.
-fn string_length(data: &[u8], start: usize) -> usize {
-    let mut at = start;
-    while let Some(found) = memchr::memchr2(b'"', b'\\', &data[at.min(data.len())..]) {
-        at += found;
-        if data[at] == b'"' {
-            return at - start;
-        }
-        at += 2;
-    }
-    data.len().saturating_sub(start)
-}
-
-impl Progress {
-    fn generated(&mut self, bytes: usize) {
-        if bytes > 0 {
-            self.output_bytes += bytes as u64;
-            self.deltas += 1;
-            self.started = true;
-        }
-    }
-
-    fn note(&mut self, step: &Step) {
-        match step {
-            Step::Text(text) | Step::Thinking(text) | Step::Arguments(text) => self.generated(text.len()),
-            Step::Tool { name, .. } => self.generated(name.len()),
-            Step::Finish(finish) => self.finish = Some(*finish),
-            Step::Usage(usage) => self.report(*usage),
-            Step::End => self.complete = true,
-            Step::Begin { .. } => {}
-        }
-    }
-
-    /// Later reports complete earlier ones: Anthropic tells the input first and the output last.
-    fn report(&mut self, usage: Usage) {
-        let mut merged = usage;
-        if let Some(before) = self.usage {
-            for (class, tokens) in before.lines() {
-                merged.set(class, merged.get(class).max(tokens));
-            }
-        }
-        self.usage = Some(merged);
-    }
-
-    /// Looks for the few things that matter; parses only the events that have them.
-    fn tap_openai(&mut self, data: &[u8]) {
-        if data == b"[DONE]" {
-            self.complete = true;
-            return;
-        }
-        let finishes = FINISH.find(data).is_some();
-        if finishes || USAGE.find(data).is_some() {
-            let mut steps = Vec::new();
-            openai::answer::steps(data, &mut steps);
-            steps.iter().for_each(|step| self.note(step));
-            return;
-        }
-        match CONTENT.find(data) {
-            // The usual spelling of the usual chunk.
-            Some(at) => self.generated(string_length(data, at + 11)),
-            None => {
-                let mut steps = Vec::new();
-                openai::answer::steps(data, &mut steps);
-                steps.iter().for_each(|step| self.note(step));
-            }
-        }
-    }
-
-    fn tap_anthropic(&mut self, data: &[u8]) {
-        let mut steps = Vec::new();
-        anthropic::answer::steps(data, &mut steps);
-        steps.iter().for_each(|step| self.note(step));
-    }
+    let mut fold = Fold::new(request.dialect);
+    fold_events(&mut fold, &stream);
+    Ok((fold.into_answer().to_string().into(), progress))
 }

@@ -1,73 +1,93 @@
 //! A stream folded into the whole answer that the same API gives without streaming.
+//!
+//! Fields that are not known here are merged by their kind, so that they survive.
 
+use crate::neutral::{Kind, Seen, unescape};
+use crate::openai;
+use crate::{anthropic, neutral::Finish};
+use exchange::{Dialect, Usage};
 use serde_json::{Map, Value, json};
 
-/// Folds events of one dialect.
+/// Folds the events of one dialect.
 #[derive(Debug)]
-pub(crate) enum Fold {
-    OpenaiChat(Value),
-    Anthropic(Value),
+pub(crate) struct Fold {
+    dialect: Dialect,
+    whole: Value,
 }
 
 impl Fold {
-    pub(crate) fn openai() -> Self {
-        Self::OpenaiChat(json!({}))
-    }
-
-    pub(crate) fn anthropic() -> Self {
-        Self::Anthropic(json!({}))
-    }
-
-    /// Takes one event's data.
-    pub(crate) fn push(&mut self, data: &[u8]) {
-        let Ok(event) = serde_json::from_slice::<Value>(data) else {
-            return;
-        };
-        match self {
-            Self::OpenaiChat(whole) => openai(whole, event),
-            Self::Anthropic(whole) => anthropic(whole, event),
+    pub(crate) fn new(dialect: Dialect) -> Self {
+        Self {
+            dialect,
+            whole: json!({}),
         }
     }
 
-    /// The answer so far, with `finish` where the stream did not come to one.
-    pub(crate) fn into_answer(self, finish: Option<&str>) -> Value {
-        match self {
-            Self::OpenaiChat(mut whole) => {
-                whole["object"] = "chat.completion".into();
-                for choice in whole["choices"].as_array_mut().into_iter().flatten() {
-                    close_choice(choice, finish);
+    /// Takes one event, whose data is `data`.
+    pub(crate) fn push(&mut self, seen: Seen, data: &[u8]) {
+        let is_anthropic = self.dialect == Dialect::Anthropic;
+        match seen {
+            Seen::Event(event) if is_anthropic => message(&mut self.whole, event),
+            Seen::Event(event) => completion(&mut self.whole, event),
+            Seen::Piece { kind, index, span } => {
+                let text = unescape(data, &span);
+                let target = if is_anthropic {
+                    block_text(&mut self.whole, index, kind)
+                } else {
+                    choice(&mut self.whole, index).and_then(|choice| choice["message"].get_mut("content"))
+                };
+                if let Some(Value::String(known)) = target {
+                    known.push_str(&text);
+                } else if let Some(target) = target {
+                    *target = text.into();
                 }
-                whole
             }
-            Self::Anthropic(mut whole) => {
-                for block in whole["content"].as_array_mut().into_iter().flatten() {
-                    if let Some(json) = block
-                        .as_object_mut()
-                        .and_then(|block| block.remove("partial_json"))
-                    {
-                        let parsed = json.as_str().and_then(|json| serde_json::from_str(json).ok());
-                        block["input"] = parsed.unwrap_or_else(|| json!({}));
-                    }
-                }
-                if let Some(finish) = finish {
-                    whole["stop_reason"] = finish.into();
-                }
-                whole
+            Seen::Done | Seen::Counted => {}
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn into_answer(mut self) -> Value {
+        if self.dialect == Dialect::Anthropic {
+            for block in self.whole["content"].as_array_mut().into_iter().flatten() {
+                close_block(block);
+            }
+        } else {
+            self.whole["object"] = "chat.completion".into();
+            for choice in self.whole["choices"].as_array_mut().into_iter().flatten() {
+                close_choice(choice);
             }
         }
+        self.whole
+    }
+
+    /// The answer so far, as if it had come to its limit, with what was counted of its usage.
+    pub(crate) fn into_early_answer(self, usage: &Usage) -> Value {
+        let is_anthropic = self.dialect == Dialect::Anthropic;
+        let mut whole = self.into_answer();
+        if is_anthropic {
+            whole["stop_reason"] = anthropic::answer::stop_reason(Finish::Length).into();
+            whole["usage"] = anthropic::usage_value(usage);
+            return whole;
+        }
+        for choice in whole["choices"].as_array_mut().into_iter().flatten() {
+            if choice["finish_reason"].is_null() {
+                choice["finish_reason"] = openai::answer::finish_reason(Finish::Length).into();
+            }
+        }
+        whole["usage"] = openai::usage_value(usage);
+        whole
     }
 }
 
 /// What only a stream has is taken out, what only a whole answer has is put in.
-fn close_choice(choice: &mut Value, finish: Option<&str>) {
-    if let Some(finish) = finish.filter(|_| choice["finish_reason"].is_null()) {
-        choice["finish_reason"] = finish.into();
-    }
+fn close_choice(choice: &mut Value) {
     let message = &mut choice["message"];
+    if !message.is_object() {
+        *message = json!({ "role": "assistant" });
+    }
     for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
-        if let Some(call) = call.as_object_mut() {
-            call.remove("index");
-        }
+        call.as_object_mut().map(|call| call.remove("index"));
     }
     let has_calls = message["tool_calls"]
         .as_array()
@@ -80,59 +100,94 @@ fn close_choice(choice: &mut Value, finish: Option<&str>) {
     }
 }
 
-fn openai(whole: &mut Value, mut chunk: Value) {
+/// The arguments of a tool come as text and are an object in the whole answer.
+fn close_block(block: &mut Value) {
+    let Some(json) = block
+        .as_object_mut()
+        .and_then(|block| block.remove("partial_json"))
+    else {
+        return;
+    };
+    let parsed = json.as_str().and_then(|json| serde_json::from_str(json).ok());
+    if let Some(parsed) = parsed {
+        block["input"] = parsed;
+    }
+}
+
+fn choice(whole: &mut Value, index: u64) -> Option<&mut Value> {
+    let folded = whole
+        .as_object_mut()?
+        .entry("choices")
+        .or_insert_with(|| json!([]));
+    let folded = folded.as_array_mut()?;
+    let known = folded.iter().position(|known| known["index"] == index);
+    let position = known.unwrap_or_else(|| {
+        folded.push(json!({ "index": index, "message": {}, "logprobs": null, "finish_reason": null }));
+        folded.len() - 1
+    });
+    folded.get_mut(position)
+}
+
+fn completion(whole: &mut Value, mut chunk: Value) {
     let Some(fields) = chunk.as_object_mut() else {
         return;
     };
     let choices = fields.remove("choices");
-    let Value::Object(target) = whole else { return };
-    for (name, value) in std::mem::take(fields) {
-        if !value.is_null() || !target.contains_key(&name) {
-            target.insert(name, value);
-        }
+    // Padding against guessing a text from the length of its chunks.
+    fields.remove("obfuscation");
+    if let Value::Object(target) = &mut *whole {
+        replace(target, std::mem::take(fields));
+        target.entry("choices").or_insert_with(|| json!([]));
     }
-    let folded = target.entry("choices").or_insert_with(|| json!([]));
-    let Some(folded) = folded.as_array_mut() else {
-        return;
-    };
     let Some(Value::Array(choices)) = choices else {
         return;
     };
-    for mut choice in choices {
-        let index = choice["index"].as_u64().unwrap_or(0);
-        let position = folded
-            .iter()
-            .position(|known| known["index"] == index)
-            .unwrap_or_else(|| {
-                folded
-                    .push(json!({ "index": index, "message": {}, "logprobs": null, "finish_reason": null }));
-                folded.len() - 1
-            });
-        let target = &mut folded[position];
-        let delta = choice.as_object_mut().and_then(|choice| choice.remove("delta"));
-        if let (Some(Value::Object(delta)), Some(message)) = (delta, target["message"].as_object_mut()) {
-            merge(message, delta);
+    for mut part in choices {
+        let index = part["index"].as_u64().unwrap_or(0);
+        let (Some(part), Some(Value::Object(target))) = (part.as_object_mut(), choice(whole, index)) else {
+            continue;
+        };
+        if let (Some(Value::Object(delta)), Some(message)) = (
+            part.remove("delta"),
+            target.get_mut("message").and_then(Value::as_object_mut),
+        ) {
+            grow(message, delta);
         }
-        if let (Value::Object(rest), Some(target)) = (choice, target.as_object_mut()) {
-            merge(target, rest);
+        if let Some(Value::Object(logprobs)) = part.remove("logprobs") {
+            grow(
+                target,
+                Map::from_iter([("logprobs".into(), Value::Object(logprobs))]),
+            );
+        }
+        replace(target, std::mem::take(part));
+    }
+}
+
+/// Later values take the place of earlier ones; null takes no place.
+fn replace(target: &mut Map<String, Value>, later: Map<String, Value>) {
+    for (name, value) in later {
+        if !value.is_null() || !target.contains_key(&name) {
+            target.insert(name, value);
         }
     }
 }
 
 /// Adds a delta to what there is: texts grow, lists grow by index or at their end, objects field by field, all else is
-/// replaced. Names, ids and roles come whole and once, so that a repetition is not added to them.
-fn merge(target: &mut Map<String, Value>, delta: Map<String, Value>) {
+/// replaced. Labels come whole, so that a repetition is not added to them.
+fn grow(target: &mut Map<String, Value>, delta: Map<String, Value>) {
+    const LABELS: [&str; 7] = ["role", "id", "type", "name", "format", "signature", "status"];
     for (name, value) in delta {
-        let known = target.get_mut(&name);
-        match (known, value) {
+        match (target.get_mut(&name), value) {
             (Some(_), Value::Null) => {}
-            (Some(Value::String(text)), Value::String(more))
-                if !matches!(name.as_str(), "role" | "id" | "type" | "name" | "finish_reason") =>
-            {
-                text.push_str(&more);
+            (Some(Value::String(text)), Value::String(more)) => {
+                if !LABELS.contains(&name.as_str()) {
+                    text.push_str(&more);
+                } else if !more.is_empty() {
+                    *text = more;
+                }
             }
-            (Some(Value::Object(known)), Value::Object(more)) => merge(known, more),
-            (Some(Value::Array(known)), Value::Array(more)) => merge_list(known, more),
+            (Some(Value::Object(known)), Value::Object(more)) => grow(known, more),
+            (Some(Value::Array(known)), Value::Array(more)) => grow_list(known, more),
             (_, value) => {
                 target.insert(name, value);
             }
@@ -140,20 +195,32 @@ fn merge(target: &mut Map<String, Value>, delta: Map<String, Value>) {
     }
 }
 
-fn merge_list(known: &mut Vec<Value>, more: Vec<Value>) {
+fn grow_list(known: &mut Vec<Value>, more: Vec<Value>) {
     for item in more {
-        let index = item.get("index").cloned();
+        let index = item.get("index").filter(|index| !index.is_null());
         let same = known
             .iter_mut()
-            .find(|known| index.is_some() && known.get("index") == index.as_ref());
+            .find(|known| index.is_some() && known.get("index") == index);
         match (same, item) {
-            (Some(Value::Object(known)), Value::Object(item)) => merge(known, item),
+            (Some(Value::Object(known)), Value::Object(item)) => grow(known, item),
             (_, item) => known.push(item),
         }
     }
 }
 
-fn anthropic(whole: &mut Value, mut event: Value) {
+fn block_text(whole: &mut Value, index: u64, kind: Kind) -> Option<&mut Value> {
+    let block = whole["content"]
+        .get_mut(usize::try_from(index).ok()?)?
+        .as_object_mut()?;
+    let name = match kind {
+        Kind::Text => "text",
+        Kind::Thinking => "thinking",
+        Kind::Arguments => "partial_json",
+    };
+    Some(block.entry(name).or_insert_with(|| "".into()))
+}
+
+fn message(whole: &mut Value, mut event: Value) {
     match event["type"].as_str().unwrap_or_default() {
         "message_start" => *whole = event["message"].take(),
         "content_block_start" => {
@@ -162,25 +229,37 @@ fn anthropic(whole: &mut Value, mut event: Value) {
             }
         }
         "content_block_delta" => {
-            let index = event["index"].as_u64().unwrap_or(0) as usize;
-            let Some(Value::Object(block)) = whole["content"].get_mut(index) else {
-                return;
-            };
-            if let Value::Object(mut delta) = event["delta"].take() {
+            let index = event["index"]
+                .as_u64()
+                .and_then(|index| usize::try_from(index).ok());
+            let block = index.and_then(|index| whole["content"].get_mut(index));
+            if let (Some(Value::Object(block)), Value::Object(mut delta)) = (block, event["delta"].take()) {
                 delta.remove("type");
-                merge(block, delta);
+                // One citation at a time, of a list.
+                if let Some(citation) = delta.remove("citation") {
+                    match block.entry("citations").or_insert_with(|| json!([])) {
+                        Value::Array(citations) => citations.push(citation),
+                        other => *other = json!([citation]),
+                    }
+                }
+                grow(block, delta);
             }
         }
         "message_delta" => {
-            let Value::Object(whole) = whole else { return };
-            if let Value::Object(delta) = event["delta"].take() {
+            let (Value::Object(whole), Some(fields)) = (whole, event.as_object_mut()) else {
+                return;
+            };
+            fields.remove("type");
+            if let Some(Value::Object(delta)) = fields.remove("delta") {
                 whole.extend(delta);
             }
-            if let (Some(Value::Object(usage)), Value::Object(more)) =
-                (whole.get_mut("usage"), event["usage"].take())
+            // The counts are totals, and those not told again still hold.
+            if let (Some(Value::Object(usage)), Some(Value::Object(more))) =
+                (whole.get_mut("usage"), fields.remove("usage"))
             {
-                usage.extend(more);
+                replace(usage, more);
             }
+            whole.extend(std::mem::take(fields));
         }
         _ => {}
     }

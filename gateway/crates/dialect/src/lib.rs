@@ -17,11 +17,14 @@ mod patch;
 mod request;
 mod scan;
 mod sse;
+mod tap;
 mod thinking;
+mod whole;
 
-pub use answer::{Answer, AnswerError, Delivery, Progress, read_answer};
+pub use answer::{Answer, AnswerError, Delivery, read_answer};
 pub use encode::{EncodeError, Encoded, Loss, Target, encode};
 pub use error::{UpstreamError, error_body, upstream_error};
 pub use models::{ModelEntry, model_list};
 pub use neutral::Finish;
 pub use request::{ReadError, Request, read_request};
+pub use tap::Progress;

@@ -1,4 +1,4 @@
-//! OpenAI chat completions.
+//! OpenAI chat completions, and what other servers of this dialect make of them.
 
 pub(crate) mod answer;
 pub(crate) mod request;
@@ -6,20 +6,40 @@ pub(crate) mod request;
 use exchange::{TokenClass, Usage, UsageSource};
 use serde_json::Value;
 
-/// Counts overlap here: cached and audio tokens are part of the prompt, reasoning and audio of the completion.
+/// Counts overlap here: cached, written, audio and image tokens are part of the prompt, reasoning and audio of the
+/// completion. Servers that add the reasoning to the completion (xAI does) are told by their total.
 pub(crate) fn usage(value: &Value) -> Option<Usage> {
     let prompt = value["prompt_tokens"].as_u64()?;
-    let completion = value["completion_tokens"].as_u64().unwrap_or(0);
+    let told = value["completion_tokens"].as_u64().unwrap_or(0);
     let detail = |group: &str, name: &str| value[group][name].as_u64().unwrap_or(0);
-    let cached = detail("prompt_tokens_details", "cached_tokens").min(prompt);
-    let audio_in = detail("prompt_tokens_details", "audio_tokens").min(prompt - cached);
-    let reasoning = detail("completion_tokens_details", "reasoning_tokens").min(completion);
+    // DeepSeek and Moonshot tell the cached tokens in places of their own.
+    let elsewhere = value["prompt_cache_hit_tokens"]
+        .as_u64()
+        .or_else(|| value["cached_tokens"].as_u64());
+    let cached = detail("prompt_tokens_details", "cached_tokens").max(elsewhere.unwrap_or(0));
+    let reasoning = detail("completion_tokens_details", "reasoning_tokens");
+    let is_apart = reasoning > 0 && value["total_tokens"].as_u64() == Some(prompt + told + reasoning);
+    let completion = if is_apart { told + reasoning } else { told };
+
+    let mut input = prompt;
+    let mut take = |tokens: u64| {
+        let taken = tokens.min(input);
+        input -= taken;
+        taken
+    };
+    let cached = take(cached);
+    let written = take(detail("prompt_tokens_details", "cache_write_tokens"));
+    let audio_in = take(detail("prompt_tokens_details", "audio_tokens"));
+    let image_in = take(detail("prompt_tokens_details", "image_tokens"));
+    let reasoning = reasoning.min(completion);
     let audio_out = detail("completion_tokens_details", "audio_tokens").min(completion - reasoning);
     Some(
         Usage::new(UsageSource::Reported)
-            .with(TokenClass::Input, prompt - cached - audio_in)
+            .with(TokenClass::Input, input)
             .with(TokenClass::CacheRead, cached)
+            .with(TokenClass::CacheWrite, written)
             .with(TokenClass::AudioInput, audio_in)
+            .with(TokenClass::ImageInput, image_in)
             .with(TokenClass::Output, completion - reasoning - audio_out)
             .with(TokenClass::Reasoning, reasoning)
             .with(TokenClass::AudioOutput, audio_out),
@@ -35,4 +55,67 @@ pub(crate) fn usage_value(usage: &Usage) -> Value {
         "prompt_tokens_details": { "cached_tokens": usage.get(TokenClass::CacheRead) },
         "completion_tokens_details": { "reasoning_tokens": usage.get(TokenClass::Reasoning) },
     })
+}
+
+/// The thinking in a message or a delta: two names are in use.
+pub(crate) fn thinking(message: &Value) -> Option<&str> {
+    let named = ["reasoning_content", "reasoning"].iter();
+    named
+        .filter_map(|name| message[*name].as_str())
+        .find(|text| !text.is_empty())
+}
+
+/// The bytes that the model generated for a message or a delta.
+pub(crate) fn generated_bytes(message: &Value) -> usize {
+    let text = |value: &Value| value.as_str().map_or(0, str::len);
+    let call = |function: &Value| text(&function["name"]) + text(&function["arguments"]);
+    let calls = message["tool_calls"].as_array().into_iter().flatten();
+    text(&message["content"])
+        + text(&message["refusal"])
+        + thinking(message).map_or(0, str::len)
+        + call(&message["function_call"])
+        + calls.map(|tool| call(&tool["function"])).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(value: &Value, expected: &[(TokenClass, u64)]) {
+        let usage = usage(value).unwrap();
+        assert_eq!(usage.lines().collect::<Vec<_>>(), expected, "{value}");
+    }
+
+    #[test]
+    fn overlapping_counts_become_disjoint_ones() {
+        use TokenClass::{AudioInput, CacheRead, CacheWrite, Input, Output, Reasoning};
+        check(
+            &json!({ "prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,
+                "prompt_tokens_details": { "cached_tokens": 60, "audio_tokens": 10, "cache_write_tokens": 5 },
+                "completion_tokens_details": { "reasoning_tokens": 30 } }),
+            &[
+                (Input, 25),
+                (CacheRead, 60),
+                (CacheWrite, 5),
+                (Output, 20),
+                (Reasoning, 30),
+                (AudioInput, 10),
+            ],
+        );
+        check(
+            &json!({ "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 45,
+                "completion_tokens_details": { "reasoning_tokens": 30 } }),
+            &[(Input, 10), (Output, 5), (Reasoning, 30)],
+        );
+        check(
+            &json!({ "prompt_tokens": 10, "completion_tokens": 5, "prompt_cache_hit_tokens": 8, "prompt_cache_miss_tokens": 2 }),
+            &[(Input, 2), (CacheRead, 8), (Output, 5)],
+        );
+        check(
+            &json!({ "prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": { "cached_tokens": 9 } }),
+            &[(CacheRead, 3), (Output, 1)],
+        );
+        assert_eq!(usage(&Value::Null), None);
+    }
 }

@@ -18,6 +18,9 @@ pub struct Request {
     pub dialect: Dialect,
     pub raw: Bytes,
     pub facts: Facts,
+    /// When it arrived, in seconds since the epoch: the `created` of answers whose dialect has none. 0 until the
+    /// gateway, which has the clock, sets it.
+    pub received_unix_s: i64,
     pub(crate) spots: Spots,
 }
 
@@ -123,6 +126,7 @@ pub fn read_request(dialect: Dialect, raw: Bytes) -> Result<Request, ReadError> 
         dialect,
         raw,
         facts,
+        received_unix_s: 0,
         spots,
     })
 }

@@ -3,26 +3,43 @@
 use bytes::{Bytes, BytesMut};
 use std::borrow::Cow;
 
-/// Cuts a stream so that only whole events pass. An event that came in one piece passes without a copy.
+/// An event longer than this is no event: images come in a few megabytes.
+const LONGEST_EVENT: usize = 32 << 20;
+
+/// Cuts a stream so that only whole events pass. An event that came in one piece passes without a copy, and each byte
+/// is looked at once, however many pieces an event comes in.
 #[derive(Debug, Default)]
 pub(crate) struct Splitter {
+    /// An event's beginning; holds no blank line.
     carry: BytesMut,
 }
 
+/// An event went on without end.
+#[derive(Debug)]
+pub(crate) struct TooLong;
+
 impl Splitter {
     /// The whole events there are, as they came; the rest waits.
-    pub(crate) fn take(&mut self, chunk: Bytes) -> Bytes {
-        let whole = if self.carry.is_empty() {
-            chunk
-        } else {
+    pub(crate) fn take(&mut self, chunk: Bytes) -> Result<Bytes, TooLong> {
+        let end = end_of_events(&self.carry, &chunk);
+        if end == chunk.len() && self.carry.is_empty() {
+            return Ok(chunk);
+        }
+        if end == 0 {
+            if self.carry.len() + chunk.len() > LONGEST_EVENT {
+                return Err(TooLong);
+            }
             self.carry.extend_from_slice(&chunk);
+            return Ok(Bytes::new());
+        }
+        let whole = if self.carry.is_empty() {
+            chunk.slice(..end)
+        } else {
+            self.carry.extend_from_slice(&chunk[..end]);
             self.carry.split().freeze()
         };
-        let end = end_of_events(&whole);
-        if end < whole.len() {
-            self.carry.extend_from_slice(&whole[end..]);
-        }
-        whole.slice(..end)
+        self.carry.extend_from_slice(&chunk[end..]);
+        Ok(whole)
     }
 
     /// What is left at the end of a stream, which some servers do not close with a blank line.
@@ -31,18 +48,27 @@ impl Splitter {
     }
 }
 
-/// Behind the last blank line.
-fn end_of_events(bytes: &[u8]) -> usize {
+/// Where in `bytes`, which follow `before`, the last blank line ends; 0 where there is none.
+fn end_of_events(before: &[u8], bytes: &[u8]) -> usize {
     let mut from = bytes.len();
     while let Some(newline) = memchr::memrchr(b'\n', &bytes[..from]) {
-        let before = &bytes[..newline];
-        let line_end = before.strip_suffix(b"\r").unwrap_or(before);
-        if line_end.is_empty() || line_end.ends_with(b"\n") {
+        let line = bytes[..newline].strip_suffix(b"\r").unwrap_or(&bytes[..newline]);
+        let is_blank = match line.last() {
+            Some(last) => *last == b'\n',
+            // The line began in what came before, which may hold its carriage return too.
+            None if newline == 0 => ends_a_line(before.strip_suffix(b"\r").unwrap_or(before)),
+            None => ends_a_line(before),
+        };
+        if is_blank {
             return newline + 1;
         }
         from = newline;
     }
     0
+}
+
+fn ends_a_line(bytes: &[u8]) -> bool {
+    bytes.last().is_none_or(|last| *last == b'\n')
 }
 
 /// One event of a block of whole events.
@@ -121,6 +147,16 @@ mod tests {
         assert_eq!(data(STREAM), ["{\"x\":1}", "", "two\nlines", "[DONE]"]);
     }
 
+    #[test]
+    fn an_event_in_one_piece_is_not_copied_and_an_endless_one_is_refused() {
+        let mut splitter = Splitter::default();
+        let chunk = Bytes::from_static(b"data: 1\n\ndata: 2\n\nda");
+        let passed = splitter.take(chunk.clone()).unwrap();
+        assert_eq!((passed.as_ptr(), passed.len()), (chunk.as_ptr(), 18));
+        let megabyte = Bytes::from(vec![b'x'; 1 << 20]);
+        assert!((0..40).any(|_| splitter.take(megabyte.clone()).is_err()));
+    }
+
     proptest! {
         #[test]
         fn cuts_anywhere_make_no_difference(cuts in prop::collection::vec(0usize..STREAM.len(), 0..6)) {
@@ -129,12 +165,13 @@ mod tests {
             cuts.sort_unstable();
             let (mut splitter, mut passed, mut seen) = (Splitter::default(), Vec::new(), Vec::new());
             for pair in cuts.windows(2) {
-                let block = splitter.take(Bytes::copy_from_slice(&STREAM[pair[0]..pair[1]]));
+                let block = splitter.take(Bytes::copy_from_slice(&STREAM[pair[0]..pair[1]])).unwrap();
                 seen.extend(data(&block).into_iter());
                 passed.extend_from_slice(&block);
             }
             prop_assert_eq!(&passed, STREAM);
             prop_assert_eq!(seen, data(STREAM));
+            prop_assert!(splitter.rest().is_empty());
         }
     }
 }
