@@ -32,12 +32,10 @@ else
   cargo test --workspace
 fi
 
-if [ -f tests/sdk/requirements.txt ]; then
-  say "official SDKs"
-  python3 -m venv .run/venv
-  .run/venv/bin/pip install --quiet --requirement tests/sdk/requirements.txt
-  .run/venv/bin/python -m pytest -q tests/sdk
-fi
+say "end to end on real processes, and the official SDKs"
+python3 -m venv .run/venv
+.run/venv/bin/pip install --quiet --requirement tests/requirements.txt
+.run/venv/bin/python -m pytest -q tests
 
 say "quickstart, end to end"
 deploy/quickstart.sh --smoke --profile dev

@@ -1,7 +1,10 @@
 """Starts real processes on free ports: a fake provider, local-backend with the real model, and the gateway."""
 import hashlib
+import json
 import os
 import pathlib
+import socket
+import sqlite3
 import subprocess
 import time
 import urllib.error
@@ -9,7 +12,7 @@ import urllib.request
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
 MODEL = ROOT / ".run/models/smollm2-135m-instruct-q4_1.gguf"
 KEY = "tg_a_key_for_the_sdk_tests_0123456789"
@@ -22,6 +25,11 @@ deployments:
   - {id: oa-429, provider: oa, model: fake-429, class: cheap}
   - {id: oa-400, provider: oa, model: fake-400, class: cheap}
   - {id: oa-500, provider: oa, model: fake-500, class: cheap}
+  - {id: paced, provider: oa, model: fake-gap10-n300, class: cheap}
+  - {id: hang, provider: oa, model: fake-hang, class: cheap}
+  - {id: single, provider: oa, model: fake-ttft400-n5, class: cheap, max_in_flight: 1}
+  - {id: echo, provider: oa, model: fake-echo, class: cheap}
+  - {id: cut, provider: oa, model: fake-n40-cut7, class: cheap}
   - {id: an, provider: an, model: fake-n13, class: frontier, capabilities: [tools, images, thinking]}
   - {id: an-tools, provider: an, model: fake-tools-n9, class: frontier, capabilities: [tools]}
   - {id: an-think, provider: an, model: fake-think6-n5, class: frontier, capabilities: [thinking]}
@@ -64,7 +72,10 @@ class Process:
 
 
 class Stack:
+    """Everything at once. The gateway alone can be killed and started again."""
+
     def __init__(self, folder):
+        self.folder = folder
         assert MODEL.exists(), "the model is missing: run deploy/fetch-model.sh"
         self.processes = []
         self.fake = self.start("listening on ", BIN / "fake-provider")
@@ -73,13 +84,47 @@ class Stack:
         (folder / "policy.yaml").write_text(POLICY)
         hashed = hashlib.sha256(KEY.encode()).hexdigest()
         (folder / "tollgate.yaml").write_text(CONFIG.format(fake=self.fake, local=self.local, hash=hashed))
-        self.url = self.start("listening on ", BIN / "tollgate", "serve", "--config", folder / "tollgate.yaml")
+        self.start_gateway()
         for _ in range(300):
             try:
                 urllib.request.urlopen(self.local + "/health")
                 break
             except urllib.error.HTTPError:
                 time.sleep(0.1)
+
+    def start_gateway(self):
+        self.url = self.start("listening on ", BIN / "tollgate", "serve", "--config", self.folder / "tollgate.yaml")
+        self.gateway = self.processes[-1]
+
+    def seen(self):
+        """What the fake provider saw, one entry per request."""
+        return json.load(urllib.request.urlopen(self.fake + "/_fake/requests"))
+
+    def forget(self):
+        urllib.request.urlopen(urllib.request.Request(self.fake + "/_fake", method="DELETE"))
+
+    def rows(self, query):
+        """Reads the ledger's database."""
+        database = sqlite3.connect(f"file:{self.folder / 'tollgate.db'}?mode=ro", uri=True)
+        try:
+            return database.execute(query).fetchall()
+        finally:
+            database.close()
+
+    def count(self):
+        """Rows in the ledger once it has written what it has."""
+        time.sleep(0.4)
+        return self.rows("SELECT count(*) FROM requests")[0][0]
+
+    def send(self, model, stream, content="hello there"):
+        """A request on a connection of its own, which can be dropped at any moment."""
+        host, port = self.url.removeprefix("http://").split(":")
+        body = json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": content}]}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection = socket.create_connection((host, int(port)))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(head.encode() + body)
+        return connection
 
     def start(self, lead, *command):
         process = Process(*map(str, command))
