@@ -82,20 +82,23 @@ fn answers() {
             "choices": [{ "index": 0, "delta": delta, "logprobs": null, "finish_reason": null }], "usage": null });
         Bytes::from(format!("data: {chunk}\n\n"))
     };
-    let (first, openai) = (
-        chunk(json!({ "role": "assistant", "content": "" })),
-        chunk(json!({ "content": " token" })),
-    );
+    let first = chunk(json!({ "role": "assistant", "content": "" }));
+    let openai = chunk(json!({ "content": " token" }));
     let delta = r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" token"}}"#;
     let anthropic = Bytes::from(format!("event: content_block_delta\ndata: {delta}\n\n"));
+    let message = json!({ "type": "message_start", "message": { "id": "msg_1", "model": "m", "content": [], "usage": {} } });
+    let block =
+        json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } });
+    let begin = Bytes::from(format!("data: {message}\n\ndata: {block}\n\n"));
     for caller in [Dialect::OpenaiChat, Dialect::Anthropic] {
-        for (upstream, event) in [(Dialect::OpenaiChat, &openai), (Dialect::Anthropic, &anthropic)] {
+        for (upstream, begin, event) in [
+            (Dialect::OpenaiChat, &first, &openai),
+            (Dialect::Anthropic, &begin, &anthropic),
+        ] {
             for delivery in [Delivery::Stream, Delivery::Whole] {
                 let request = ask(caller, delivery == Delivery::Stream);
                 let mut answer = Answer::new(&request, upstream, delivery);
-                if upstream == Dialect::OpenaiChat {
-                    answer.push(first.clone()).unwrap();
-                }
+                answer.push(begin.clone()).unwrap();
                 measure(
                     &format!("push {upstream} to {caller} {delivery:?}"),
                     2_000,

@@ -65,6 +65,18 @@ impl Fold {
     pub(crate) fn into_early_answer(self, usage: &Usage) -> Value {
         let is_anthropic = self.dialect == Dialect::Anthropic;
         let mut whole = self.into_answer();
+        let nothing = if is_anthropic {
+            json!({ "id": "msg_0", "type": "message", "role": "assistant", "model": "", "content": [], "stop_sequence": null })
+        } else {
+            let message = json!({ "role": "assistant", "content": "" });
+            let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": null });
+            json!({ "id": "chatcmpl-0", "created": 0, "model": "", "choices": [choice] })
+        };
+        for (name, value) in nothing.as_object().into_iter().flatten() {
+            if whole[name].is_null() || (name == "choices" && whole[name] == json!([])) {
+                whole[name] = value.clone();
+            }
+        }
         if is_anthropic {
             whole["stop_reason"] = anthropic::answer::stop_reason(Finish::Length).into();
             whole["usage"] = anthropic::usage_value(usage);
@@ -87,7 +99,7 @@ fn close_choice(choice: &mut Value) {
         *message = json!({ "role": "assistant" });
     }
     for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
-        call.as_object_mut().map(|call| call.remove("index"));
+        call.as_object_mut().map(|call| call.shift_remove("index"));
     }
     let has_calls = message["tool_calls"]
         .as_array()
@@ -96,7 +108,7 @@ fn close_choice(choice: &mut Value) {
         message["content"] = Value::Null;
     }
     if !has_calls && let Some(message) = message.as_object_mut() {
-        message.remove("tool_calls");
+        message.shift_remove("tool_calls");
     }
 }
 
@@ -104,7 +116,7 @@ fn close_choice(choice: &mut Value) {
 fn close_block(block: &mut Value) {
     let Some(json) = block
         .as_object_mut()
-        .and_then(|block| block.remove("partial_json"))
+        .and_then(|block| block.shift_remove("partial_json"))
     else {
         return;
     };
@@ -132,9 +144,9 @@ fn completion(whole: &mut Value, mut chunk: Value) {
     let Some(fields) = chunk.as_object_mut() else {
         return;
     };
-    let choices = fields.remove("choices");
+    let choices = fields.shift_remove("choices");
     // Padding against guessing a text from the length of its chunks.
-    fields.remove("obfuscation");
+    fields.shift_remove("obfuscation");
     if let Value::Object(target) = &mut *whole {
         replace(target, std::mem::take(fields));
         target.entry("choices").or_insert_with(|| json!([]));
@@ -148,12 +160,12 @@ fn completion(whole: &mut Value, mut chunk: Value) {
             continue;
         };
         if let (Some(Value::Object(delta)), Some(message)) = (
-            part.remove("delta"),
+            part.shift_remove("delta"),
             target.get_mut("message").and_then(Value::as_object_mut),
         ) {
             grow(message, delta);
         }
-        if let Some(Value::Object(logprobs)) = part.remove("logprobs") {
+        if let Some(Value::Object(logprobs)) = part.shift_remove("logprobs") {
             grow(
                 target,
                 Map::from_iter([("logprobs".into(), Value::Object(logprobs))]),
@@ -234,9 +246,9 @@ fn message(whole: &mut Value, mut event: Value) {
                 .and_then(|index| usize::try_from(index).ok());
             let block = index.and_then(|index| whole["content"].get_mut(index));
             if let (Some(Value::Object(block)), Value::Object(mut delta)) = (block, event["delta"].take()) {
-                delta.remove("type");
+                delta.shift_remove("type");
                 // One citation at a time, of a list.
-                if let Some(citation) = delta.remove("citation") {
+                if let Some(citation) = delta.shift_remove("citation") {
                     match block.entry("citations").or_insert_with(|| json!([])) {
                         Value::Array(citations) => citations.push(citation),
                         other => *other = json!([citation]),
@@ -249,13 +261,13 @@ fn message(whole: &mut Value, mut event: Value) {
             let (Value::Object(whole), Some(fields)) = (whole, event.as_object_mut()) else {
                 return;
             };
-            fields.remove("type");
-            if let Some(Value::Object(delta)) = fields.remove("delta") {
+            fields.shift_remove("type");
+            if let Some(Value::Object(delta)) = fields.shift_remove("delta") {
                 whole.extend(delta);
             }
             // The counts are totals, and those not told again still hold.
             if let (Some(Value::Object(usage)), Some(Value::Object(more))) =
-                (whole.get_mut("usage"), fields.remove("usage"))
+                (whole.get_mut("usage"), fields.shift_remove("usage"))
             {
                 replace(usage, more);
             }

@@ -135,7 +135,9 @@ impl Tap {
         let mut bytes = 0;
         for choice in chunk["choices"].as_array().into_iter().flatten() {
             bytes += openai::generated_bytes(&choice["delta"]);
-            if let Some(reason) = choice["finish_reason"].as_str() {
+            // Where there are several answers, the first one's reason is told.
+            let counts = choice["index"] == 0 || progress.finish.is_none();
+            if let Some(reason) = choice["finish_reason"].as_str().filter(|_| counts) {
                 progress.finish = Some(openai::answer::finish(reason));
             }
         }

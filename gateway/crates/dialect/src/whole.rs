@@ -100,7 +100,8 @@ impl Reader<'_> {
             }),
             (b"finish_reason", _) => {
                 let reason = cursor.skip().map(|span| self.parse(span))?;
-                self.progress.finish = reason.as_str().map(openai::answer::finish);
+                let finish = reason.as_str().map(openai::answer::finish);
+                self.progress.finish = self.progress.finish.or(finish);
                 Ok(())
             }
             _ => cursor.skip().map(drop),

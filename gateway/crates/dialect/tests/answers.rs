@@ -8,8 +8,8 @@ use exchange::{Dialect, Refusal, RefusalKind, TokenClass};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const OPENAI: &str = include_str!("fixtures/openai_stream.txt");
-const ANTHROPIC: &str = include_str!("fixtures/anthropic_stream.txt");
+const OPENAI: &str = include_str!("fixtures/streams/openai_tools.txt");
+const ANTHROPIC: &str = include_str!("fixtures/streams/anthropic_tools.txt");
 
 fn request(dialect: Dialect, stream: bool) -> Request {
     let body = json!({ "model": "m", "max_tokens": 100, "stream": stream, "messages": [{ "role": "user", "content": "x" }] });

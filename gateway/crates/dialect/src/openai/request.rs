@@ -65,8 +65,13 @@ fn sampling(body: &Value, out: &mut Map<String, Value>, losses: &mut Vec<Loss>) 
             out.insert("temperature".into(), body["temperature"].clone());
         }
     }
-    if body["top_p"].is_number() {
-        out.insert("top_p".into(), body["top_p"].clone());
+    match (body["top_p"].is_number(), out.contains_key("temperature")) {
+        (true, true) => losses.push(Loss::new(
+            "top_p",
+            "Anthropic takes it or the temperature, not both",
+        )),
+        (true, false) => drop(out.insert("top_p".into(), body["top_p"].clone())),
+        (false, _) => {}
     }
     match &body["stop"] {
         Value::String(stop) => drop(out.insert("stop_sequences".into(), json!([stop]))),
