@@ -1,15 +1,19 @@
-//! The embedded store: SQLite in write-ahead mode. Rows travel as one JSON array per statement.
+//! The embedded store: SQLite in write-ahead mode. Many rows travel in one prepared statement: of all ways tried the one that
+//! costs least per row.
 
 use crate::reservation::settled_at;
 use crate::window::day_of;
-use exchange::{AccountPath, Money, Record, RequestId, TokenClass};
-use sqlx::Row;
+use exchange::{AccountPath, AttemptRecord, Money, Record, RefusalKind, RequestId, TokenClass};
+use sqlx::query::Query;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
+use sqlx::{Row, Sqlite};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// The store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,15 +70,38 @@ pub(crate) struct Store {
     pool: SqlitePool,
 }
 
-const INSERT_REQUESTS: &str = "INSERT OR IGNORE INTO requests SELECT unhex(value->>0), value->>1, value->>2, value->>3, \
-    value->>4, value->>5, value->>6, value->>7, value->>8, value->>9, value->>10, value->>11, value->>12, value->>13, \
-    value->>14, value->>15, value->>16, value->>17, value->>18, value->>19, value->>20, value->>21, value->>22, \
-    value->>23, value->>24 FROM json_each(?1) WHERE true RETURNING lower(hex(id))";
+/// Rows per statement, the largest first; three statements stay prepared for any number of rows.
+const SIZES: [usize; 3] = [64, 8, 1];
+const REQUEST_COLUMNS: usize = 25;
+const ATTEMPT_COLUMNS: usize = 23;
 
-const INSERT_ATTEMPTS: &str = "INSERT OR IGNORE INTO attempts SELECT unhex(value->>0), value->>1, value->>2, value->>3, \
-    value->>4, value->>5, value->>6, value->>7, value->>8, value->>9, value->>10, value->>11, value->>12, value->>13, \
-    value->>14, value->>15, value->>16, value->>17, value->>18, value->>19, value->>20, value->>21, value->>22 \
-    FROM json_each(?1)";
+/// The statements for [`SIZES`] rows.
+type Inserts = LazyLock<[String; 3]>;
+static INSERT_REQUESTS: Inserts = LazyLock::new(|| inserts("requests", REQUEST_COLUMNS, " RETURNING id"));
+static INSERT_ATTEMPTS: Inserts = LazyLock::new(|| inserts("attempts", ATTEMPT_COLUMNS, ""));
+
+fn inserts(table: &str, columns: usize, tail: &str) -> [String; 3] {
+    let row = format!("({})", vec!["?"; columns].join(","));
+    SIZES.map(|rows| {
+        format!(
+            "INSERT OR IGNORE INTO {table} VALUES {}{tail}",
+            vec![row.as_str(); rows].join(",")
+        )
+    })
+}
+
+/// Cuts rows into statements.
+fn statements<'a, T>(
+    inserts: &'static Inserts,
+    mut rows: &'a [T],
+) -> impl Iterator<Item = (&'static str, &'a [T])> {
+    std::iter::from_fn(move || {
+        let kind = SIZES.iter().position(|size| *size <= rows.len())?;
+        let (now, later) = rows.split_at(SIZES[kind]);
+        rows = later;
+        Some((inserts[kind].as_str(), now))
+    })
+}
 
 const ADD_SPEND: &str = "INSERT INTO daily_spend SELECT value->>0, value->>1, value->>2 FROM json_each(?1) WHERE true \
     ON CONFLICT (account, day) DO UPDATE SET charge = charge + excluded.charge";
@@ -120,27 +147,33 @@ impl Store {
         };
         let records: Vec<&Record> = records.into_iter().collect();
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        let inserted = sqlx::query_scalar::<_, String>(INSERT_REQUESTS)
-            .bind(rows(&records, request_row))
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        let inserted: HashSet<String> = inserted.into_iter().collect();
-        let new: Vec<&Record> = records
-            .into_iter()
-            .filter(|record| inserted.contains(&record.request.to_string()))
+        let mut inserted: HashSet<Vec<u8>> = HashSet::with_capacity(records.len());
+        for (statement, rows) in statements(&INSERT_REQUESTS, &records) {
+            let query = rows
+                .iter()
+                .fold(sqlx::query(statement), |query, record| request_row(query, record));
+            let new = query.fetch_all(&mut *transaction).await.map_err(failed)?;
+            inserted.extend(new.iter().map(|row| row.get::<Vec<u8>, _>(0)));
+        }
+        let is_new = |record: &&Record| inserted.contains(record.request.0.as_bytes().as_slice());
+        let new: Vec<&Record> = records.into_iter().filter(is_new).collect();
+        let attempts: Vec<(&Record, &AttemptRecord)> = new
+            .iter()
+            .flat_map(|record| record.attempts.iter().map(|attempt| (*record, attempt)))
             .collect();
-        for (statement, data) in [
-            (INSERT_ATTEMPTS, rows(&new, attempt_rows)),
-            (ADD_SPEND, spend_rows(&new)),
-        ] {
-            if data != "[]" {
-                sqlx::query(statement)
-                    .bind(data)
-                    .execute(&mut *transaction)
-                    .await
-                    .map_err(failed)?;
-            }
+        for (statement, rows) in statements(&INSERT_ATTEMPTS, &attempts) {
+            let query = rows
+                .iter()
+                .fold(sqlx::query(statement), |query, row| attempt_row(query, *row));
+            query.execute(&mut *transaction).await.map_err(failed)?;
+        }
+        let spend = spend_rows(&new);
+        if spend != "[]" {
+            sqlx::query(ADD_SPEND)
+                .bind(spend)
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
         }
         transaction.commit().await.map_err(failed)?;
         Ok(new.len())
@@ -213,20 +246,6 @@ fn stored_attempt(row: &sqlx::sqlite::SqliteRow) -> StoredAttempt {
     }
 }
 
-/// One JSON array of all rows.
-fn rows(records: &[&Record], row: fn(&Record, &mut String)) -> String {
-    let mut out = String::with_capacity(256 * records.len() + 2);
-    out.push('[');
-    for record in records {
-        row(record, &mut out);
-    }
-    if out.ends_with(',') {
-        out.pop();
-    }
-    out.push(']');
-    out
-}
-
 /// Appends a text as a JSON string, or null.
 fn text(out: &mut String, value: Option<&str>) {
     match value.map(serde_json::to_string) {
@@ -236,75 +255,59 @@ fn text(out: &mut String, value: Option<&str>) {
     out.push(',');
 }
 
-fn request_row(record: &Record, out: &mut String) {
+type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+fn request_row<'q>(query: Bound<'q>, record: &'q Record) -> Bound<'q> {
     let account = record.account.as_deref();
     let part = |part: fn(&AccountPath) -> Option<&str>| account.and_then(part);
-    // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        "[\"{}\",{},{},",
-        record.request,
-        record.started_unix_us,
-        settled_at(record)
-    );
-    text(out, part(|account| Some(&account.org)));
-    text(out, part(|account| account.team.as_deref()));
-    text(out, part(|account| account.workflow.as_deref()));
-    text(out, part(|account| account.key.as_deref()));
-    let _ = write!(out, "\"{}\",\"{}\",", record.dialect, record.surface);
-    text(out, Some(&record.model_asked));
-    let _ = write!(
-        out,
-        "{},\"{}\",\"{}\",",
-        u8::from(record.stream),
-        record.value,
-        record.latency
-    );
-    text(
-        out,
-        record.thinking.map(|thinking| thinking.to_string()).as_deref(),
-    );
-    text(out, Some(&record.policy_version));
-    let _ = write!(out, "\"{}\",\"{}\",", record.ending, record.phase);
-    text(out, record.refusal.map(exchange::RefusalKind::as_str));
-    let times = record.timings;
-    let _ = write!(
-        out,
-        "{},{},{},{},{},{},{}],",
-        record.status,
-        times.body_read_us,
-        times.decided_us,
-        times.upstream_headers_us,
-        times.first_byte_us,
-        times.total_us,
-        record.total().nanos()
-    );
+    let times = &record.timings;
+    query
+        .bind(record.request.0.as_bytes().as_slice())
+        .bind(record.started_unix_us)
+        .bind(settled_at(record))
+        .bind(part(|account| Some(&account.org)))
+        .bind(part(|account| account.team.as_deref()))
+        .bind(part(|account| account.workflow.as_deref()))
+        .bind(part(|account| account.key.as_deref()))
+        .bind(record.dialect.as_str())
+        .bind(record.surface.as_str())
+        .bind(&*record.model_asked)
+        .bind(record.stream)
+        .bind(record.value.as_str())
+        .bind(record.latency.as_str())
+        .bind(record.thinking.map(|thinking| thinking.to_string()))
+        .bind(&*record.policy_version)
+        .bind(record.ending.as_str())
+        .bind(record.phase.as_str())
+        .bind(record.refusal.map(RefusalKind::as_str))
+        .bind(i64::from(record.status))
+        .bind(times.body_read_us.cast_signed())
+        .bind(times.decided_us.cast_signed())
+        .bind(times.upstream_headers_us.cast_signed())
+        .bind(times.first_byte_us.cast_signed())
+        .bind(times.total_us.cast_signed())
+        .bind(record.total().nanos())
 }
 
-fn attempt_rows(record: &Record, out: &mut String) {
-    for attempt in &record.attempts {
-        let _ = write!(out, "[\"{}\",{},", record.request, attempt.number);
-        text(out, Some(&attempt.deployment));
-        text(out, Some(&attempt.provider));
-        text(out, Some(&attempt.model));
-        let source = attempt.usage.source;
-        let _ = write!(
-            out,
-            "\"{}\",\"{}\",{},\"{source}\",",
-            attempt.class, attempt.outcome, attempt.status
-        );
-        for class in TokenClass::ALL {
-            let _ = write!(out, "{},", attempt.usage.get(*class));
-        }
-        text(out, Some(&attempt.charge.price_version));
-        let _ = write!(
-            out,
-            "{},{},{}],",
-            attempt.charge.total.nanos(),
-            attempt.started_unix_us,
-            attempt.duration_us
-        );
+fn attempt_row<'q>(query: Bound<'q>, (record, attempt): (&'q Record, &'q AttemptRecord)) -> Bound<'q> {
+    let mut query = query
+        .bind(record.request.0.as_bytes().as_slice())
+        .bind(i64::from(attempt.number))
+        .bind(&*attempt.deployment)
+        .bind(&*attempt.provider)
+        .bind(&*attempt.model)
+        .bind(attempt.class.as_str())
+        .bind(attempt.outcome.as_str())
+        .bind(i64::from(attempt.status))
+        .bind(attempt.usage.source.as_str());
+    for class in TokenClass::ALL {
+        query = query.bind(attempt.usage.get(*class).cast_signed());
     }
+    query
+        .bind(&*attempt.charge.price_version)
+        .bind(attempt.charge.total.nanos())
+        .bind(attempt.started_unix_us)
+        .bind(attempt.duration_us.cast_signed())
 }
 
 /// What each account on each record's path spent on its day, added up.
