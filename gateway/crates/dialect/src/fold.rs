@@ -221,7 +221,8 @@ fn grow_list(known: &mut Vec<Value>, more: Vec<Value>) {
 }
 
 fn block_text(whole: &mut Value, index: u64, kind: Kind) -> Option<&mut Value> {
-    let block = whole["content"]
+    let block = whole
+        .get_mut("content")?
         .get_mut(usize::try_from(index).ok()?)?
         .as_object_mut()?;
     let name = match kind {
@@ -234,9 +235,9 @@ fn block_text(whole: &mut Value, index: u64, kind: Kind) -> Option<&mut Value> {
 
 fn message(whole: &mut Value, mut event: Value) {
     match event["type"].as_str().unwrap_or_default() {
-        "message_start" => *whole = event["message"].take(),
+        "message_start" if event["message"].is_object() => *whole = event["message"].take(),
         "content_block_start" => {
-            if let Some(content) = whole["content"].as_array_mut() {
+            if let Some(content) = whole.get_mut("content").and_then(Value::as_array_mut) {
                 content.push(event["content_block"].take());
             }
         }
@@ -244,7 +245,7 @@ fn message(whole: &mut Value, mut event: Value) {
             let index = event["index"]
                 .as_u64()
                 .and_then(|index| usize::try_from(index).ok());
-            let block = index.and_then(|index| whole["content"].get_mut(index));
+            let block = index.and_then(|index| whole.get_mut("content")?.get_mut(index));
             if let (Some(Value::Object(block)), Value::Object(mut delta)) = (block, event["delta"].take()) {
                 delta.shift_remove("type");
                 // One citation at a time, of a list.

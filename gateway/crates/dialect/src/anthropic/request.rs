@@ -97,6 +97,12 @@ fn conversation(body: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
             user(&message["content"], &mut messages, losses);
         }
     }
+    if messages.last().is_some_and(|last| last["role"] == "assistant") {
+        losses.push(Loss::new(
+            "messages",
+            "the answer does not go on from the beginning given to it",
+        ));
+    }
     messages
 }
 

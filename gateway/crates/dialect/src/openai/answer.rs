@@ -17,7 +17,12 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn steps(&mut self, seen: &Seen, data: &[u8], out: &mut Vec<Step>) {
         match seen {
-            Seen::Done => out.push(Step::End),
+            Seen::Done => {
+                if !self.begun {
+                    out.push(begin(&Value::Null));
+                }
+                out.push(Step::End);
+            }
             Seen::Piece {
                 kind: Kind::Text,
                 index: 0,

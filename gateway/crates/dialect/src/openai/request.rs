@@ -184,7 +184,11 @@ fn conversation(body: &Value, losses: &mut Vec<Loss>) -> (Vec<String>, Vec<Value
                 }
                 system.extend(texts(content));
             }
-            "tool" | "function" => push(&mut messages, "user", vec![tool_result(message)]),
+            "function" => losses.push(Loss::new(
+                "messages",
+                "a result of a function without an id cannot be carried",
+            )),
+            "tool" => push(&mut messages, "user", vec![tool_result(message)]),
             "assistant" => push(&mut messages, "assistant", assistant(message, losses)),
             _ => push(&mut messages, "user", user(content, losses)),
         }
@@ -298,6 +302,12 @@ fn assistant(message: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
     out.extend(text_blocks(&message["content"]));
     if let Some(refusal) = message["refusal"].as_str().filter(|refusal| !refusal.is_empty()) {
         out.push(json!({ "type": "text", "text": refusal }));
+    }
+    if message["function_call"].is_object() {
+        losses.push(Loss::new(
+            "messages",
+            "a call of a function without an id cannot be carried",
+        ));
     }
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         let arguments = call["function"]["arguments"].as_str().unwrap_or_default();

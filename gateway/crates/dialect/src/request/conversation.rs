@@ -33,6 +33,8 @@ pub(super) struct Conversation<'a> {
 struct Message {
     is_system: bool,
     has_result: bool,
+    /// Belongs to the beginning of the conversation, which alone is hashed.
+    is_opening: bool,
     hash: u64,
 }
 
@@ -73,7 +75,10 @@ impl<'a> Conversation<'a> {
 
     /// Anthropic's `system`.
     pub(super) fn system(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        let mut message = Message::default();
+        let mut message = Message {
+            is_opening: true,
+            ..Message::default()
+        };
         self.content(cursor, &mut message)?;
         self.system = message.hash;
         Ok(())
@@ -95,7 +100,10 @@ impl<'a> Conversation<'a> {
 
     /// One element of `messages`, which is an object.
     pub(super) fn message(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        let mut message = Message::default();
+        let mut message = Message {
+            is_opening: self.turns == 0,
+            ..Message::default()
+        };
         cursor.object(|cursor, key| match &self.text[key] {
             b"content" => self.content(cursor, &mut message),
             b"role" => {
@@ -112,7 +120,7 @@ impl<'a> Conversation<'a> {
                 Ok(())
             }
         })?;
-        if self.turns == 0 {
+        if message.is_opening {
             self.opening = mix(self.opening, message.hash);
         }
         self.messages += 1;
@@ -191,9 +199,8 @@ impl<'a> Conversation<'a> {
         Ok(payload)
     }
 
-    /// Only the beginning of a conversation is hashed.
     fn remember(&self, message: &mut Message, span: Span) {
-        if self.turns == 0 {
+        if message.is_opening {
             message.hash = mix(message.hash, hash(&self.text[span]));
         }
     }
