@@ -98,8 +98,11 @@ fn close_choice(choice: &mut Value) {
     if !message.is_object() {
         *message = json!({ "role": "assistant" });
     }
-    for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
-        call.as_object_mut().map(|call| call.shift_remove("index"));
+    for name in ["tool_calls", "thinking_blocks"] {
+        let entries = message.get_mut(name).and_then(Value::as_array_mut);
+        for entry in entries.into_iter().flatten() {
+            entry.as_object_mut().map(|entry| entry.shift_remove("index"));
+        }
     }
     let has_calls = message["tool_calls"]
         .as_array()

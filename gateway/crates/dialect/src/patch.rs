@@ -40,7 +40,8 @@ pub(crate) fn patch(request: &Request, target: &Target<'_>, losses: &mut Vec<Los
         let squeezed = facts.thinking.filter(|own| {
             cap.is_some() && matches!(own, Thinking::Tokens(tokens) if u64::from(*tokens) >= max)
         });
-        if let Some(wanted) = target.thinking.or(squeezed) {
+        let broken_off = drop_unsigned(request, &mut edits, losses);
+        if let Some(wanted) = broken_off.or(target.thinking).or(squeezed) {
             set_thinking(request, (wanted, max), &mut edits, losses);
         }
     }
@@ -69,6 +70,42 @@ fn ask_for_usage(request: &Request, edits: &mut Edits) {
     let mut options: Value = given.filter(Value::is_object).unwrap_or_else(|| json!({}));
     options["include_usage"] = true.into();
     edits.set(spot, "stream_options", options.to_string());
+}
+
+/// Takes out thinking that Anthropic has not signed, which it would refuse. Where the model's turn goes on behind it, the
+/// turn can only go on without thinking.
+fn drop_unsigned(request: &Request, edits: &mut Edits, losses: &mut Vec<Loss>) -> Option<Thinking> {
+    let (spots, raw) = (&request.spots, &request.raw);
+    if spots.unsigned.is_empty() {
+        return None;
+    }
+    let mut runs: Vec<Span> = Vec::new();
+    for span in &spots.unsigned {
+        match runs.last_mut() {
+            Some(run) if raw[run.end..span.start].trim_ascii() == b"," => run.end = span.end,
+            _ => runs.push(span.clone()),
+        }
+    }
+    for run in runs {
+        let (before, after) = (
+            raw[..run.start].trim_ascii_end(),
+            raw[run.end..].trim_ascii_start(),
+        );
+        // With one of the commas around it, where there is one.
+        let with_comma = match (before.strip_suffix(b","), after.strip_prefix(b",")) {
+            (_, Some(rest)) => run.start..raw.len() - rest.len(),
+            (Some(rest), None) => rest.len()..run.end,
+            (None, None) => run,
+        };
+        edits.replaced.push((with_comma, String::new()));
+    }
+    losses.push(Loss::new(
+        "messages",
+        "thinking that Anthropic has not signed is left out",
+    ));
+    spots
+        .tool_loop
+        .then_some(Thinking::Level(exchange::ThinkingLevel::None))
 }
 
 /// Anthropic refuses thinking beside some settings and in the middle of a tool's use: the caller's own request goes

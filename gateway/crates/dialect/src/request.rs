@@ -56,6 +56,8 @@ pub(crate) struct Spots {
     pub(crate) excludes_thinking: Option<&'static str>,
     /// The last message brings the result of a tool, in the middle of the model's turn.
     pub(crate) tool_loop: bool,
+    /// Blocks of thinking without a signature: another dialect's, translated for the caller in an earlier turn.
+    pub(crate) unsigned: Vec<Span>,
 }
 
 /// Every top-level field that is read or changed here. Each may be given once.
@@ -218,6 +220,7 @@ impl Reader<'_> {
             (thinking, _) => thinking,
         };
         spots.tool_loop = conversation.tool_loop;
+        spots.unsigned = conversation.unsigned;
         Ok((facts, spots))
     }
 

@@ -212,6 +212,61 @@ fn the_policys_thinking_yields_to_what_the_provider_would_refuse() {
 }
 
 #[test]
+fn thinking_of_another_provider_is_not_sent_to_anthropic() {
+    let unsigned = r#"{"type":"thinking","thinking":"a, b","signature":""}"#;
+    let signed = r#"{"type":"thinking","thinking":"a","signature":"c2ln"}"#;
+    let text = r#"{"type":"text","text":"t"}"#;
+    let send = |blocks: &str, last: &str| {
+        let raw = format!(
+            r#"{{"model":"m","max_tokens":8000,"thinking":{{"type":"enabled","budget_tokens":2000}},"messages":[{{"role":"user","content":"q"}},{{"role":"assistant","content":[{blocks}]}},{{"role":"user","content":{last}}}]}}"#
+        );
+        let request = read_request(ANTHROPIC, raw.into()).unwrap();
+        let target = Target {
+            dialect: ANTHROPIC,
+            model: "m",
+            max_output_tokens: None,
+            thinking: None,
+            stream: false,
+        };
+        let encoded = encode(&request, &target).unwrap();
+        let sent: Value = serde_json::from_slice(&encoded.body).unwrap();
+        (
+            sent["messages"][1]["content"].to_string(),
+            sent["thinking"]["type"].clone(),
+            lost(&encoded).len(),
+        )
+    };
+    let on = json!("enabled");
+    assert_eq!(
+        send(&format!("{unsigned}, {text}"), "\"x\""),
+        (format!("[{text}]"), on.clone(), 1)
+    );
+    assert_eq!(
+        send(&format!("{text} , {unsigned}"), "\"x\""),
+        (format!("[{text}]"), on.clone(), 1)
+    );
+    assert_eq!(
+        send(
+            &format!("{unsigned},{unsigned} ,{text}, {unsigned},{unsigned}"),
+            "\"x\""
+        ),
+        (format!("[{text}]"), on.clone(), 1)
+    );
+    assert_eq!(send(&format!("{unsigned},{unsigned}"), "\"x\"").0, "[]");
+    assert_eq!(
+        send(&format!("{signed},{text}"), "\"x\""),
+        (format!("[{signed},{text}]"), on, 0)
+    );
+    let nested = format!(r#"{{"type":"thinking","content":[{unsigned},{unsigned}],"signature":""}}"#);
+    assert_eq!(send(&format!("{nested},{text}"), "\"x\"").0, format!("[{text}]"));
+    let result = r#"[{"type":"tool_result","tool_use_id":"t","content":"r"}]"#;
+    assert_eq!(
+        send(&format!("{unsigned},{text}"), result),
+        (format!("[{text}]"), json!("disabled"), 1)
+    );
+}
+
+#[test]
 fn a_limit_below_the_callers_own_thinking_shrinks_it_too() {
     let request = try_read(
         ANTHROPIC,

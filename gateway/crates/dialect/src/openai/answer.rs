@@ -123,6 +123,8 @@ pub(crate) struct Writer {
     include_usage: bool,
     /// Thinking that has not been sealed yet.
     thinking: String,
+    /// Blocks of sealed thinking so far.
+    blocks: usize,
     pub(crate) usage: Option<Usage>,
 }
 
@@ -142,6 +144,14 @@ impl Writer {
         })
     }
 
+    /// The field in which other gateways hand signed thinking to callers of this dialect, and take it back. Every entry
+    /// of a list in a delta has an index: the official SDK insists on it.
+    fn thinking_block(&mut self, mut block: Value) -> Value {
+        block["index"] = self.blocks.into();
+        self.blocks += 1;
+        json!({ "thinking_blocks": [block] })
+    }
+
     pub(crate) fn write(&mut self, step: Step, out: &mut Vec<u8>) {
         let delta = match step {
             Step::Begin {
@@ -158,12 +168,13 @@ impl Writer {
                 self.thinking.push_str(&text);
                 json!({ "reasoning_content": text })
             }
-            // The field in which other gateways hand signed thinking to callers of this dialect, and take it back.
             Step::Signature(signature) => {
                 let thinking = std::mem::take(&mut self.thinking);
-                json!({ "thinking_blocks": [{ "type": "thinking", "thinking": thinking, "signature": signature }] })
+                self.thinking_block(
+                    json!({ "type": "thinking", "thinking": thinking, "signature": signature }),
+                )
             }
-            Step::Sealed(block) => json!({ "thinking_blocks": [block] }),
+            Step::Sealed(block) => self.thinking_block(block),
             Step::Tool { call, id, name } => {
                 json!({ "tool_calls": [{ "index": call, "id": id, "type": "function",
                     "function": { "name": name, "arguments": "" } }] })

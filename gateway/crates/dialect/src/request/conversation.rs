@@ -22,6 +22,8 @@ pub(super) struct Conversation<'a> {
     pub(super) tools: u32,
     /// The last message brings the result of a tool.
     pub(super) tool_loop: bool,
+    /// Blocks of thinking that no provider has signed.
+    pub(super) unsigned: Vec<Span>,
     text_bytes: u64,
     system: u64,
     tools_hash: u64,
@@ -54,6 +56,7 @@ impl<'a> Conversation<'a> {
             images: 0,
             tools: 0,
             tool_loop: false,
+            unsigned: Vec::new(),
             text_bytes: 0,
             system: 0,
             tools_hash: 0,
@@ -147,17 +150,24 @@ impl<'a> Conversation<'a> {
 
     fn part(&mut self, cursor: &mut Cursor<'_>, message: &mut Message) -> Result<(), Broken> {
         let (mut is_image, mut payload) = (false, Payload::default());
+        let (start, mut is_thinking, mut is_unsigned) = (cursor.at, false, false);
         cursor.object(|cursor, key| match &self.text[key] {
             b"type" => {
                 let kind = cursor.skip()?;
                 let kind = &self.text[kind];
                 is_image = matches!(kind, b"\"image_url\"" | b"\"image\"" | b"\"input_image\"");
+                is_thinking = kind == b"\"thinking\"";
                 message.has_result |= kind == b"\"tool_result\"";
                 Ok(())
             }
             // Moves with the end of the conversation, so that it is no part of its beginning.
             b"cache_control" => cursor.skip().map(drop),
             b"content" => self.content(cursor, message),
+            b"signature" => {
+                let span = cursor.skip()?;
+                is_unsigned = &self.text[span] == b"\"\"";
+                Ok(())
+            }
             b"image_url" | b"source" | b"input_audio" | b"file" => {
                 cursor.peek();
                 let start = cursor.at;
@@ -172,6 +182,11 @@ impl<'a> Conversation<'a> {
                 Ok(())
             }
         })?;
+        if is_thinking && is_unsigned {
+            // Nobody nests them; whoever does has the outermost taken out with all that is in it.
+            self.unsigned.retain(|inner| inner.start < start);
+            self.unsigned.push(start..cursor.at);
+        }
         if is_image {
             self.images += 1;
         } else if payload.is_text {
