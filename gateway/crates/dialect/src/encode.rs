@@ -85,7 +85,16 @@ pub fn encode(request: &Request, target: &Target<'_>) -> Result<Encoded, EncodeE
     };
     let out = match target.dialect {
         Dialect::Anthropic => openai::request::to_anthropic(&body, &target, &mut losses),
-        _ => anthropic::request::to_openai(&body, &target, &mut losses),
+        _ => {
+            // Inside a text the quotes would be escaped.
+            if memchr::memmem::find(&request.raw, b"\"cache_control\"").is_some() {
+                losses.push(Loss::new(
+                    "cache_control",
+                    "OpenAI caches by itself, by equal beginnings",
+                ));
+            }
+            anthropic::request::to_openai(&body, &target, &mut losses)
+        }
     };
     Ok(Encoded {
         path,

@@ -40,8 +40,6 @@ pub(crate) enum Step {
         json: String,
     },
     Finish(Finish),
-    /// The sequence that the model was stopped by.
-    StoppedBy(String),
     /// Nothing follows.
     End,
 }

@@ -57,7 +57,7 @@ impl Reader {
             }
             // A call without arguments is one with an empty object everywhere else.
             "content_block_stop" if self.is_bare => self.arguments(index, "{}".into(), out),
-            "message_delta" => ending(&event["delta"], out),
+            "message_delta" => out.extend(stop(&event["delta"])),
             "message_stop" => out.push(Step::End),
             _ => {}
         }
@@ -102,13 +102,10 @@ fn begin(message: &Value) -> Step {
     }
 }
 
-fn ending(message: &Value, out: &mut Vec<Step>) {
-    if let Some(sequence) = message["stop_sequence"].as_str() {
-        out.push(Step::StoppedBy(sequence.to_owned()));
-    }
-    if let Some(reason) = message["stop_reason"].as_str() {
-        out.push(Step::Finish(finish(reason)));
-    }
+fn stop(message: &Value) -> Option<Step> {
+    message["stop_reason"]
+        .as_str()
+        .map(|reason| Step::Finish(finish(reason)))
 }
 
 /// The steps of a whole message.
@@ -120,7 +117,7 @@ pub(crate) fn explode(body: &Value) -> Vec<Step> {
             reader.arguments(index as u64, "{}".into(), &mut out);
         }
     }
-    ending(body, &mut out);
+    out.extend(stop(body));
     out.push(Step::End);
     out
 }
@@ -202,7 +199,6 @@ impl Writer {
                 );
             }
             Step::Finish(finish) => self.finish = Some(finish),
-            Step::StoppedBy(_) => {}
             Step::End => self.end(out),
         }
     }

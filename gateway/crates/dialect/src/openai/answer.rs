@@ -186,7 +186,6 @@ impl Writer {
                 sse::write(out, None, &self.chunk(&json!({}), Some(finish_reason(finish))));
                 return;
             }
-            Step::StoppedBy(_) => return,
             Step::End => {
                 self.end(out);
                 return;

@@ -245,6 +245,9 @@ fn user(content: &Value, losses: &mut Vec<Loss>) -> Vec<Value> {
                     .as_str()
                     .or_else(|| part["image_url"].as_str());
                 let url = url.unwrap_or_default();
+                if !matches!(part["image_url"]["detail"].as_str(), None | Some("auto")) {
+                    losses.push(Loss::new("messages", "the detail of an image cannot be chosen"));
+                }
                 let source = match data_url(url) {
                     Some((media_type, data)) => {
                         json!({ "type": "base64", "media_type": media_type, "data": data })
