@@ -1,0 +1,317 @@
+//! From the document to what the gateway runs on: units, paths, secrets, the account tree, and what a schema cannot say.
+//!
+//! Owns: the meaning of each key and the checks on it. Refuses to know: YAML, and where in the file a key stands.
+//! Invariants: goes on after a mistake; what it returns is only used if there was none.
+
+use super::document::{self, Document};
+use super::mistakes::Mistakes;
+use super::{Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, Provider, Secret, TlsFiles};
+use exchange::{AccountPath, Dialect, Grants, KeyHash};
+use ledger::{AccountSpec, BudgetSpec, KeySpec};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The shortest admin secret that is accepted, in characters.
+const ADMIN_SECRET: usize = 16;
+/// The largest body limit that makes sense, in MiB: a body is held in memory.
+const BODY_MIB: usize = 1024;
+
+impl Document {
+    pub(super) fn resolve(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Config {
+        let mut tree = Tree::default();
+        tree.grow(self, mistakes);
+        if let Err(error) = meter::PriceBook::load(&self.prices) {
+            mistakes.add(format!("prices[{}]", error.index - 1), error.problem);
+        }
+        let ceiling = self.unpriced_ceiling_dollars.as_ref();
+        let unpriced_ceiling =
+            ceiling.and_then(|dollars| mistakes.keep("unpriced_ceiling_dollars", dollars.money()));
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            mistakes.add("log.filter", error.to_string());
+        }
+        let providers = self.providers.iter();
+        Config {
+            listen: self.listeners(folder, mistakes),
+            admin: self.admin(folder, mistakes),
+            limits: self.limits.resolve(mistakes),
+            database: folder.join(&self.store.database),
+            journal: folder.join(&self.store.journal),
+            policy: folder.join(&self.policy),
+            providers: providers
+                .filter_map(|(name, provider)| provider.resolve(name, folder, mistakes))
+                .collect(),
+            accounts: tree.accounts,
+            keys: tree.keys,
+            prices: self.prices.clone(),
+            unpriced_ceiling,
+            log: Log {
+                filter: self.log.filter.clone(),
+                json: self.log.json,
+            },
+        }
+    }
+
+    fn listeners(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Vec<Listen> {
+        if self.listen.is_empty() {
+            mistakes.add("listen", "has no listener: nobody could call");
+        }
+        let mut listen: Vec<Listen> = Vec::new();
+        for (index, listener) in self.listen.iter().enumerate() {
+            let at = format!("listen[{index}]");
+            let address = listener.address;
+            let taken = listen.iter().any(|other| other.address == address) || address == self.admin.address;
+            if address.port() != 0 && taken {
+                mistakes.hinted(
+                    &at,
+                    format!("{address} is used twice"),
+                    "give each listener, `admin` too, an address of its own",
+                );
+            }
+            let mut file =
+                |key: &str, path: &String| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+            listen.push(Listen {
+                address,
+                tls: listener.tls.as_ref().map(|tls| TlsFiles {
+                    certificate: file("certificate_file", &tls.certificate_file),
+                    key: file("key_file", &tls.key_file),
+                }),
+            });
+        }
+        listen
+    }
+
+    fn admin(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Admin {
+        let address = self.admin.address;
+        let reference = self.admin.key.as_ref();
+        let key =
+            reference.and_then(|reference| mistakes.keep("admin.key", Secret::resolve(reference, folder)));
+        match &key {
+            Some(key) if key.expose().chars().count() < ADMIN_SECRET => mistakes.hinted(
+                "admin.key",
+                format!("is shorter than {ADMIN_SECRET} characters"),
+                "`openssl rand -hex 32` makes a good one",
+            ),
+            None if reference.is_none() && !address.ip().is_loopback() => mistakes.hinted(
+                "admin",
+                format!("listens on {address}, which others can reach, without a key"),
+                "set `admin.key` to `env:NAME` or `file:PATH`, or listen on 127.0.0.1",
+            ),
+            _ => {}
+        }
+        Admin { address, key }
+    }
+}
+
+/// A file that must be there.
+fn existing(folder: &Path, path: &str, at: String, mistakes: &mut Mistakes<'_>) -> PathBuf {
+    let path = folder.join(path);
+    if let Err(error) = std::fs::File::open(&path) {
+        mistakes.add(at, format!("{} cannot be read: {error}", path.display()));
+    }
+    path
+}
+
+/// A time limit; one of nothing would fail every request.
+fn limit(length: Duration, at: impl Into<String>, mistakes: &mut Mistakes<'_>) -> Duration {
+    if length.is_zero() {
+        mistakes.add(at, "must be above 0");
+    }
+    length
+}
+
+impl document::Limits {
+    fn resolve(&self, mistakes: &mut Mistakes<'_>) -> Limits {
+        if !(1..=BODY_MIB).contains(&self.body_mib) {
+            mistakes.add("limits.body_mib", format!("must be from 1 to {BODY_MIB}"));
+        }
+        let mut seconds =
+            |key: &str, length: u64| limit(Duration::from_secs(length), format!("limits.{key}"), mistakes);
+        Limits {
+            body_bytes: self.body_mib.min(BODY_MIB) << 20,
+            body_timeout: seconds("body_timeout_s", self.body_timeout_s),
+            write_timeout: seconds("write_timeout_s", self.write_timeout_s),
+            keepalive: seconds("keepalive_s", self.keepalive_s),
+            drain: Duration::from_secs(self.drain_s),
+            queue_timeout: Duration::from_millis(self.queue_timeout_ms),
+        }
+    }
+}
+
+/// Accounts and keys, flattened from the tree org › team › workflow › key.
+#[derive(Default)]
+struct Tree {
+    accounts: Vec<AccountSpec>,
+    keys: Vec<KeySpec>,
+}
+
+impl Tree {
+    fn grow(&mut self, document: &Document, mistakes: &mut Mistakes<'_>) {
+        for (org, node) in &document.accounts {
+            let path = AccountPath {
+                org: org.as_str().into(),
+                team: None,
+                workflow: None,
+                key: None,
+            };
+            let at = format!("accounts.{org}");
+            self.add(&path, (org, &node.account()), &at, mistakes);
+            for (team, node) in &node.teams {
+                let path = AccountPath {
+                    team: Some(team.as_str().into()),
+                    ..path.clone()
+                };
+                let at = format!("{at}.teams.{team}");
+                self.add(&path, (team, &node.account()), &at, mistakes);
+                for (workflow, node) in &node.workflows {
+                    let path = AccountPath {
+                        workflow: Some(workflow.as_str().into()),
+                        ..path.clone()
+                    };
+                    let at = format!("{at}.workflows.{workflow}");
+                    self.add(&path, (workflow, node), &at, mistakes);
+                }
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        path: &AccountPath,
+        (name, account): (&str, &document::Account),
+        at: &str,
+        mistakes: &mut Mistakes<'_>,
+    ) {
+        check_name(name, at, mistakes);
+        let budgets = budgets(&account.budgets, at, mistakes);
+        if !budgets.is_empty() {
+            self.accounts.push(AccountSpec {
+                path: path.clone(),
+                budgets,
+            });
+        }
+        for (name, key) in &account.keys {
+            let at = format!("{at}.keys.{name}");
+            check_name(name, &at, mistakes);
+            if let Some(hash) = self.hash(&key.hash, &format!("{at}.hash"), mistakes) {
+                self.keys.push(KeySpec {
+                    hash,
+                    account: AccountPath {
+                        key: Some(name.as_str().into()),
+                        ..path.clone()
+                    },
+                    grants: Grants {
+                        models: key.models.iter().map(|model| model.as_str().into()).collect(),
+                    },
+                    budgets: self::budgets(&key.budgets, &at, mistakes),
+                    disabled: key.disabled,
+                });
+            }
+        }
+    }
+
+    fn hash(&self, text: &str, at: &str, mistakes: &mut Mistakes<'_>) -> Option<KeyHash> {
+        let hash = text.strip_prefix("sha256:").and_then(KeyHash::from_hex);
+        let Some(hash) = hash else {
+            mistakes.hinted(
+                at,
+                "is not `sha256:` and 64 hexadecimal digits",
+                "`tollgate key create` makes a key and prints its hash",
+            );
+            return None;
+        };
+        if let Some(other) = self.keys.iter().find(|known| known.hash == hash) {
+            let problem = format!("is the hash of the key {} too", other.account);
+            mistakes.hinted(at, problem, "one key belongs to one account; make another");
+            return None;
+        }
+        Some(hash)
+    }
+}
+
+/// Names are shown as `acme/search/nightly/ci`, with `-` for an absent level.
+fn check_name(name: &str, at: &str, mistakes: &mut Mistakes<'_>) {
+    if name.is_empty() || name == "-" || name.contains('/') || name.contains(char::is_control) {
+        mistakes.add(at, "is no name: it must not be empty or `-` or contain `/`");
+    }
+}
+
+fn budgets(budgets: &[document::Budget], at: &str, mistakes: &mut Mistakes<'_>) -> Vec<BudgetSpec> {
+    let resolved = budgets.iter().enumerate().filter_map(|(index, budget)| {
+        let at = format!("{at}.budgets[{index}].limit_dollars");
+        Some(BudgetSpec {
+            limit: mistakes.keep(at, budget.limit_dollars.money())?,
+            period: budget.per,
+        })
+    });
+    resolved.collect()
+}
+
+impl document::Provider {
+    fn resolve(&self, name: &str, folder: &Path, mistakes: &mut Mistakes<'_>) -> Option<Provider> {
+        let at = |key: &str| format!("providers.{name}.{key}");
+        let base = self.base(name, mistakes);
+        let credential = self.credential.as_ref();
+        let credential = credential
+            .and_then(|reference| mistakes.keep(at("credential"), Secret::resolve(reference, folder)));
+        for (header, value) in &self.headers {
+            let name = http::HeaderName::try_from(header.as_str())
+                .map(drop)
+                .map_err(drop);
+            let value = http::HeaderValue::try_from(value.as_str())
+                .map(drop)
+                .map_err(drop);
+            if name.and(value).is_err() {
+                mistakes.add(at(&format!("headers.{header}")), "is not a valid HTTP header");
+            }
+        }
+        if self.max_in_flight == Some(0) {
+            mistakes.hinted(
+                at("max_in_flight"),
+                "of 0 lets nothing through",
+                "leave it out for any number",
+            );
+        }
+        let mut timeout = |key: &str, length: u64| limit(Duration::from_millis(length), at(key), mistakes);
+        let connect_timeout = timeout("connect_timeout_ms", self.connect_timeout_ms);
+        let first_byte_timeout = timeout("first_byte_timeout_ms", self.first_byte_timeout_ms);
+        let gap_timeout = timeout("gap_timeout_ms", self.gap_timeout_ms);
+        let ca_file = self.ca_file.as_ref();
+        Some(Provider {
+            name: name.into(),
+            dialect: match self.dialect {
+                document::WireFormat::OpenaiChat => Dialect::OpenaiChat,
+                document::WireFormat::Anthropic => Dialect::Anthropic,
+            },
+            ca_file: ca_file.map(|path| existing(folder, path, at("ca_file"), mistakes)),
+            base: base?,
+            credential,
+            http2: self.http2,
+            streams: self.streams,
+            connect_timeout,
+            first_byte_timeout,
+            gap_timeout,
+            max_in_flight: self.max_in_flight,
+            max_queued: self.max_queued,
+            breaker: Breaker {
+                failures: self.breaker.failures.max(1),
+                open: Duration::from_millis(self.breaker.open_ms),
+            },
+            headers: self.headers.clone().into_iter().collect(),
+        })
+    }
+
+    fn base(&self, name: &str, mistakes: &mut Mistakes<'_>) -> Option<BaseUrl> {
+        let at = format!("providers.{name}.base_url");
+        let url = match (&self.base_url, name) {
+            (Some(url), _) => url.as_str(),
+            (None, "openai") => "https://api.openai.com/v1",
+            (None, "anthropic") => "https://api.anthropic.com/v1",
+            (None, _) => {
+                let problem = "is missing, and this provider is not a known one";
+                mistakes.hinted(at, problem, "write it up to and including `/v1`");
+                return None;
+            }
+        };
+        mistakes.keep(at, BaseUrl::parse(url))
+    }
+}
