@@ -139,7 +139,10 @@ async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) 
                     Err(error) => tracing::error!("{error:#}; the one in use stays"),
                 }
             },
-            () = sleep(UPKEEP) => gateway.meters.upkeep(),
+            () = sleep(UPKEEP) => {
+                gateway.meters.upkeep();
+                gateway.fleet.sweep();
+            }
         }
     }
 }

@@ -246,6 +246,13 @@ impl Fleet {
         Ok(Self { deployments })
     }
 
+    /// Closes connections that nobody needs any more.
+    pub(crate) fn sweep(&self) {
+        for deployment in &self.deployments {
+            deployment.upstream.sweep();
+        }
+    }
+
     pub(crate) fn get(&self, index: usize) -> &Deployment {
         &self.deployments[index]
     }

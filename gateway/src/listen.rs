@@ -3,6 +3,7 @@
 //! The accept loop is our own, since pingora's panics when it cannot bind and does not tell the port it was given.
 
 use crate::config::{Listen, TlsFiles};
+use crate::gather::Gather;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use pingora_core::apps::ServerApp;
@@ -146,9 +147,9 @@ async fn open(stream: TcpStream, tls: Option<&Acceptor>) -> Option<Stream> {
     let mut stream = L4Stream::from(stream);
     stream.set_nodelay().ok()?;
     match tls {
-        None => Some(Box::new(stream)),
+        None => Some(Box::new(Gather::new(stream))),
         Some(tls) => match timeout(HANDSHAKE, tls.tls_handshake(stream)).await {
-            Ok(Ok(stream)) => Some(Box::new(stream)),
+            Ok(Ok(stream)) => Some(Box::new(Gather::new(stream))),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 None

@@ -1,21 +1,32 @@
 //! A provider as a place to connect to: addresses, credentials, pooled connections, one request.
+//!
+//! Over HTTP/1.1 head and body leave in one write, since every write costs the kernel's whole way to the other side.
 
+mod idle;
+
+use crate::clock;
 use crate::config::Provider;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use dialect::Encoded;
 use exchange::Dialect;
-use pingora_core::connectors::ConnectorOptions;
+use idle::Idle;
 use pingora_core::connectors::http::Connector;
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 /// How long a resolved address is used; providers move slowly.
 const RESOLVED_FOR_MS: u64 = 30_000;
 const POOL_SIZE: usize = 4096;
+/// Pooled connections that may turn out stale before a new one is made.
+const STALE: usize = 3;
 const POOL_IDLE: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
@@ -40,10 +51,20 @@ pub(crate) struct Opened {
 /// A provider.
 pub(crate) struct Upstream {
     pub(crate) settings: Provider,
-    connector: Connector,
+    connector: Transport,
     /// Everything that every request to it has in common.
     template: RequestHeader,
     resolved: Mutex<Option<(Arc<HttpPeer>, u64)>>,
+}
+
+enum Transport {
+    /// One request at a time on each connection. The fields of the head that never change, as they go over the wire.
+    Http1 {
+        connector: TransportConnector,
+        idle: Idle,
+        fields: Vec<u8>,
+    },
+    Http2(Connector),
 }
 
 impl std::fmt::Debug for Upstream {
@@ -81,9 +102,22 @@ impl Upstream {
         for (name, value) in &settings.headers {
             template.insert_header(name.clone(), value.as_str())?;
         }
+        let connector = if settings.http2 {
+            Transport::Http2(Connector::new(Some(options)))
+        } else {
+            let mut fields = Vec::new();
+            for (name, value) in &template.headers {
+                write_field(&mut fields, name.as_str(), value.as_bytes());
+            }
+            Transport::Http1 {
+                connector: TransportConnector::new(Some(options)),
+                idle: Idle::default(),
+                fields,
+            }
+        };
         Ok(Self {
             settings,
-            connector: Connector::new(Some(options)),
+            connector,
             template,
             resolved: Mutex::new(None),
         })
@@ -98,16 +132,37 @@ impl Upstream {
     ) -> Result<Opened, OpenError> {
         let peer = self.peer().await?;
         // A pooled connection may have been closed by the other side; that is found out by using it.
-        for _ in 0..3 {
-            let connected = self.connector.get_http_session(&*peer).await;
-            let (mut session, reused) = connected.map_err(OpenError::Connect)?;
-            let head = self.head(encoded, passed_on).map_err(OpenError::Exchange)?;
-            let exchanged = exchange(&mut session, head, encoded.body.clone());
-            match timeout(self.settings.first_byte_timeout, exchanged).await {
-                Err(_) => return Err(OpenError::FirstByteTimeout),
-                Ok(Ok(())) => return Ok(Opened { session, peer }),
-                Ok(Err(_)) if reused => {}
-                Ok(Err(error)) => return Err(OpenError::Exchange(error)),
+        for _ in 0..=STALE {
+            let opened = match &self.connector {
+                Transport::Http1 {
+                    connector,
+                    idle,
+                    fields,
+                } => {
+                    let (stream, reused) = match idle.take() {
+                        Some(stream) => (stream, true),
+                        None => {
+                            let connected = connector.new_stream(&*peer).await;
+                            (connected.map_err(OpenError::Connect)?, false)
+                        }
+                    };
+                    let head = self.head_bytes(fields, encoded, passed_on);
+                    let exchanged = exchange_http1(stream, head, encoded.body.clone());
+                    (timeout(self.settings.first_byte_timeout, exchanged).await, reused)
+                }
+                Transport::Http2(connector) => {
+                    let connected = connector.get_http_session(&*peer).await;
+                    let (session, reused) = connected.map_err(OpenError::Connect)?;
+                    let head = self.head(encoded, passed_on).map_err(OpenError::Exchange)?;
+                    let exchanged = exchange(session, head, encoded.body.clone());
+                    (timeout(self.settings.first_byte_timeout, exchanged).await, reused)
+                }
+            };
+            match opened {
+                (Err(_), _) => return Err(OpenError::FirstByteTimeout),
+                (Ok(Ok(session)), _) => return Ok(Opened { session, peer }),
+                (Ok(Err(_)), true) => {}
+                (Ok(Err(error)), false) => return Err(OpenError::Exchange(error)),
             }
         }
         let stale = "every pooled connection was stale";
@@ -119,11 +174,51 @@ impl Upstream {
 
     /// Puts a connection whose answer was read to the end back into the pool.
     pub(crate) async fn release(&self, opened: Opened) {
-        self.connector
-            .release_http_session(opened.session, &*opened.peer, Some(POOL_IDLE))
-            .await;
+        match (&self.connector, opened.session) {
+            (Transport::Http1 { idle, .. }, HttpSession::H1(mut session)) => {
+                session.respect_keepalive();
+                if let Some(stream) = session.reuse().await {
+                    idle.put(stream, clock::monotonic_ms());
+                }
+            }
+            (Transport::Http2(connector), session) => {
+                connector
+                    .release_http_session(session, &*opened.peer, Some(POOL_IDLE))
+                    .await;
+            }
+            (Transport::Http1 { .. }, _) => {}
+        }
     }
 
+    /// Closes connections that nobody needs any more.
+    pub(crate) fn sweep(&self) {
+        if let Transport::Http1 { idle, .. } = &self.connector {
+            idle.sweep(clock::monotonic_ms());
+        }
+    }
+
+    /// The head of an HTTP/1.1 request.
+    fn head_bytes(&self, fields: &[u8], encoded: &Encoded, passed_on: &[(&'static str, Bytes)]) -> Vec<u8> {
+        let mut head = Vec::with_capacity(fields.len() + 256);
+        head.extend_from_slice(b"POST ");
+        head.extend_from_slice(self.settings.base.path.as_bytes());
+        head.extend_from_slice(encoded.path.as_bytes());
+        head.extend_from_slice(b" HTTP/1.1\r\n");
+        head.extend_from_slice(fields);
+        for (name, value) in passed_on {
+            write_field(&mut head, name, value);
+        }
+        let mut digits = itoa::Buffer::new();
+        write_field(
+            &mut head,
+            "content-length",
+            digits.format(encoded.body.len()).as_bytes(),
+        );
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+
+    /// The head of an HTTP/2 request.
     fn head(
         &self,
         encoded: &Encoded,
@@ -140,7 +235,7 @@ impl Upstream {
     }
 
     async fn peer(&self) -> Result<Arc<HttpPeer>, OpenError> {
-        let now = crate::clock::monotonic_ms();
+        let now = clock::monotonic_ms();
         if let Some((peer, until)) = &*self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
             && *until > now
         {
@@ -164,16 +259,54 @@ impl Upstream {
         }
         let peer = Arc::new(peer);
         let entry = Some((peer.clone(), now + RESOLVED_FOR_MS));
-        *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = entry;
+        let before = std::mem::replace(
+            &mut *self.resolved.lock().unwrap_or_else(PoisonError::into_inner),
+            entry,
+        );
+        if let (Some((before, _)), Transport::Http1 { idle, .. }) = (before, &self.connector)
+            && before._address != peer._address
+        {
+            idle.clear();
+        }
         Ok(peer)
     }
 }
 
+fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    head.extend_from_slice(name.as_bytes());
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
+}
+
+/// Sends a request in one piece and reads the head of its answer.
+async fn exchange_http1(
+    mut stream: Stream,
+    head: Vec<u8>,
+    body: Bytes,
+) -> pingora_error::Result<HttpSession> {
+    let failed =
+        |error| pingora_error::Error::because(pingora_error::ErrorType::WriteError, "sending", error);
+    stream
+        .write_all_buf(&mut head.as_slice().chain(body))
+        .await
+        .map_err(failed)?;
+    stream.flush().await.map_err(failed)?;
+    let mut session = Http1Session::new(stream);
+    loop {
+        session.read_response().await?;
+        // Informational heads come before the answer's own.
+        if session.get_status().is_some_and(|status| status.as_u16() >= 200) {
+            return Ok(HttpSession::H1(session));
+        }
+    }
+}
+
 async fn exchange(
-    session: &mut HttpSession,
+    mut session: HttpSession,
     head: Box<RequestHeader>,
     body: Bytes,
-) -> pingora_error::Result<()> {
+) -> pingora_error::Result<HttpSession> {
     session.write_request_header(head).await?;
     session.write_request_body(body, true).await?;
     session.finish_request_body().await?;
@@ -184,7 +317,7 @@ async fn exchange(
             .response_header()
             .is_some_and(|head| head.status.as_u16() >= 200)
         {
-            return Ok(());
+            return Ok(session);
         }
     }
 }

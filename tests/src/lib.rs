@@ -15,3 +15,4 @@
 
 pub mod certs;
 pub mod fake;
+pub mod load;

@@ -1,6 +1,6 @@
 //! One request to a fake provider, read as far as the fake needs it, and the pieces its answer will consist of.
 
-use super::script::{Script, UsageReport, token_text};
+use super::script::{STAMP, Script, UsageReport, token_text};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -130,6 +130,7 @@ impl Call {
 
     pub fn piece(&self, index: u32) -> String {
         match &self.content {
+            Content::Tokens { .. } if self.script.stamp => format!("tok{index}{STAMP} "),
             Content::Tokens { size, .. } => token_text(index, *size),
             Content::Text(text) => text.clone(),
             Content::Tool { arguments, .. } => {

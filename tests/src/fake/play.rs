@@ -3,7 +3,7 @@
 //! Tokens are due on a fixed schedule from the first one, so that a late wake-up does not stretch the whole stream.
 
 use super::log::{Ended, Entry, Ticket};
-use super::script::Script;
+use super::script::{STAMP, Script};
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use std::pin::Pin;
@@ -146,8 +146,24 @@ impl Body for Play {
             this.sent += 1;
             this.ticket.token();
         }
-        Poll::Ready(Some(Ok(Frame::data(event.bytes))))
+        let bytes = if event.token && this.script.stamp {
+            stamped(event.bytes)
+        } else {
+            event.bytes
+        };
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
+}
+
+/// Puts the time into the place that the token keeps for it.
+fn stamped(bytes: Bytes) -> Bytes {
+    let Some(at) = memchr::memmem::find(&bytes, STAMP.as_bytes()) else {
+        return bytes;
+    };
+    let mut bytes = Vec::from(bytes);
+    let now = format!("@{:019}", super::log::unix_ns());
+    bytes[at..at + STAMP.len()].copy_from_slice(now.as_bytes());
+    bytes.into()
 }
 
 impl Drop for Play {

@@ -50,6 +50,8 @@ pub struct Script {
     pub deaf: bool,
     /// Answer with the hashes of what arrived.
     pub echo: bool,
+    /// Write into each token when it was sent.
+    pub stamp: bool,
 }
 
 impl Default for Script {
@@ -71,6 +73,7 @@ impl Default for Script {
             input_tokens: None,
             deaf: false,
             echo: false,
+            stamp: false,
         }
     }
 }
@@ -114,6 +117,7 @@ impl Script {
             ("nousage", "") => self.usage = UsageReport::Missing,
             ("deaf", "") => self.deaf = true,
             ("echo", "") => self.echo = true,
+            ("stamp", "") => self.stamp = true,
             // A label, so that tests can have distinct models with one behaviour.
             ("x", _) => {}
             _ => return Err(format!("unknown part `{part}` in the fake model's name")),
@@ -148,6 +152,9 @@ pub fn token_text(index: u32, size: usize) -> String {
     }
     text
 }
+
+/// What stands in a token of a `stamp` script where its time of sending will be, in nanoseconds since the epoch.
+pub const STAMP: &str = "@0000000000000000000";
 
 /// The whole answer a script with `tokens` tokens gives.
 pub fn full_text(tokens: u32, size: usize) -> String {
