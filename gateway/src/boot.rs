@@ -65,6 +65,7 @@ async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
+        fsync: config.fsync,
         accounts: config.accounts.clone(),
         keys: config.keys.clone(),
     };

@@ -34,6 +34,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     pub(crate) database: PathBuf,
     pub(crate) journal: PathBuf,
+    pub(crate) fsync: ledger::Fsync,
     pub(crate) policy: PathBuf,
     pub(crate) providers: Vec<Provider>,
     pub(crate) accounts: Vec<AccountSpec>,

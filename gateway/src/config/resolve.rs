@@ -7,7 +7,7 @@ use super::document::{self, Document};
 use super::mistakes::Mistakes;
 use super::{Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, Provider, Secret, TlsFiles};
 use exchange::{AccountPath, Dialect, Grants, KeyHash};
-use ledger::{AccountSpec, BudgetSpec, KeySpec};
+use ledger::{AccountSpec, BudgetSpec, Fsync, KeySpec};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ impl Document {
             limits: self.limits.resolve(mistakes),
             database: folder.join(&self.store.database),
             journal: folder.join(&self.store.journal),
+            fsync: self.store.fsync(mistakes),
             policy: folder.join(&self.policy),
             providers: providers
                 .filter_map(|(name, provider)| provider.resolve(name, folder, mistakes))
@@ -133,6 +134,17 @@ impl document::Limits {
             keepalive: seconds("keepalive_s", self.keepalive_s),
             drain: Duration::from_secs(self.drain_s),
             queue_timeout: Duration::from_millis(self.queue_timeout_ms),
+        }
+    }
+}
+
+impl document::Store {
+    fn fsync(&self, mistakes: &mut Mistakes<'_>) -> Fsync {
+        let interval = Duration::from_millis(self.fsync_interval_ms);
+        match self.fsync {
+            document::Fsync::Never => Fsync::Never,
+            document::Fsync::Interval => Fsync::Every(limit(interval, "store.fsync_interval_ms", mistakes)),
+            document::Fsync::Each => Fsync::Each,
         }
     }
 }

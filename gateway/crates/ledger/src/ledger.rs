@@ -2,7 +2,7 @@
 
 use crate::books::{Balance, Books, Path};
 use crate::crash;
-use crate::journal::{Entry, Journal, JournalError, Shared};
+use crate::journal::{Entry, Fsync, Journal, JournalError, Shared};
 use crate::reservation::{Reservation, settled_at};
 use crate::store::{Store, StoreError, StoredRequest};
 use crate::window::{Period, start_of};
@@ -20,6 +20,7 @@ pub struct Settings {
     pub database: PathBuf,
     /// The journal's folder; created when missing. One process at a time.
     pub journal: PathBuf,
+    pub fsync: Fsync,
     pub accounts: Vec<AccountSpec>,
     pub keys: Vec<KeySpec>,
 }
@@ -95,7 +96,7 @@ pub struct Ledger(Arc<Inner>);
 struct Inner {
     principals: HashMap<KeyHash, Arc<Principal>>,
     books: Mutex<Books>,
-    journal: Arc<Mutex<Journal>>,
+    journal: Arc<Journal>,
     store: Store,
     writer: Writer,
 }
@@ -107,17 +108,17 @@ impl Ledger {
     /// The store or the journal cannot be used; the message says what to do.
     pub async fn open(settings: Settings, now_unix_us: i64) -> Result<Self, OpenError> {
         let store = Store::open(&settings.database).await?;
-        let (journal, entries, old_segments) = Journal::open(&settings.journal)?;
-        let left = crash::recover(entries);
-        if !left.is_empty() {
-            let posted = store.post(&left).await?;
+        let (journal, left) = Journal::open(&settings.journal, settings.fsync)?;
+        let records = crash::recover(left.entries);
+        if !records.is_empty() {
+            let posted = store.post(&records).await?;
             tracing::info!(
-                found = left.len(),
+                found = records.len(),
                 posted,
                 "the journal of an earlier process was replayed"
             );
         }
-        for segment in old_segments {
+        for segment in left.segments {
             std::fs::remove_file(&segment).map_err(|source| JournalError::Io {
                 path: segment,
                 action: "removed",
@@ -165,7 +166,7 @@ impl Ledger {
                 )
             })
             .collect();
-        let journal = Arc::new(Mutex::new(journal));
+        let journal = Arc::new(journal);
         let writer = Writer::start(store.clone(), journal.clone());
         Ok(Self(Arc::new(Inner {
             principals,
@@ -254,14 +255,14 @@ impl Ledger {
         self.0.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.0.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.0.journal
     }
 
     /// Journals a settlement and queues it for the store.
     pub(crate) fn post(&self, record: Record, mut segments: SmallVec<[u64; 2]>) {
         debug_assert!(settled_at(&record) >= record.started_unix_us);
-        match self.journal().append(&Entry::Settled {
+        match self.journal().append_soon(&Entry::Settled {
             record: Shared::Borrowed(&record),
         }) {
             Ok(segment) => segments.push(segment),

@@ -15,7 +15,7 @@ mod window;
 mod writer;
 
 pub use books::Balance;
-pub use journal::JournalError;
+pub use journal::{Fsync, JournalError};
 pub use ledger::{AccountSpec, Ask, BudgetSpec, Denied, KeySpec, Ledger, OpenError, Principal, Settings};
 pub use reservation::{Intent, Opening, Reservation};
 pub use store::{StoredAttempt, StoredRequest};

@@ -1,6 +1,6 @@
 //! Moves settled records into the store, many at a time, and lets the journal forget what has arrived.
 
-use crate::journal::Journal;
+use crate::journal::{Fsync, Journal, JournalError};
 use crate::store::Store;
 use exchange::Record;
 use smallvec::SmallVec;
@@ -16,6 +16,8 @@ const BACKLOG: usize = 100_000;
 const BATCH: usize = 2_000;
 /// How long records gather before they are written; what a dashboard lags behind.
 const GATHER: Duration = Duration::from_millis(50);
+/// How long a settlement may wait for an intent to go to the kernel with.
+const HAND_OVER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -41,11 +43,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(store: Store, journal: Arc<Mutex<Journal>>) -> Self {
+    pub(crate) fn start(store: Store, journal: Arc<Journal>) -> Self {
         let queue = Arc::new((Mutex::new(Queue::default()), Notify::new()));
         let (progress, written) = watch::channel(0);
         let mut task = JoinSet::new();
-        task.spawn(run(store, journal, queue.clone(), progress));
+        let (closed, closing) = watch::channel(());
+        task.spawn(keep(journal.clone(), closing));
+        task.spawn(run(store, journal, queue.clone(), (progress, closed)));
         Self {
             queue,
             written,
@@ -97,9 +101,10 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
 
 async fn run(
     store: Store,
-    journal: Arc<Mutex<Journal>>,
+    journal: Arc<Journal>,
     queue: Arc<(Mutex<Queue>, Notify)>,
-    progress: watch::Sender<u64>,
+    // The second is dropped at the end, which is what it is for.
+    (progress, _closed): (watch::Sender<u64>, watch::Sender<()>),
 ) {
     loop {
         let closing = lock(&queue.0).closing;
@@ -121,11 +126,43 @@ async fn run(
             return;
         }
         let segments = batch.iter().flat_map(|posting| posting.segments.iter().copied());
-        journal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .forget(segments);
+        journal.forget(segments);
         progress.send_modify(|count| *count += batch.len() as u64);
+    }
+}
+
+/// Hands waiting settlements to the kernel, and the journal to the disk if that is wanted, until the writer ends.
+async fn keep(journal: Arc<Journal>, mut closing: watch::Receiver<()>) {
+    let mut disk = match journal.fsync() {
+        Fsync::Every(interval) => Some(tokio::time::interval(interval.max(Duration::from_millis(1)))),
+        Fsync::Never | Fsync::Each => None,
+    };
+    loop {
+        let kept = tokio::select! {
+            _ = closing.changed() => return told(journal.flush()),
+            () = journal.waiting.notified() => {
+                tokio::time::sleep(HAND_OVER).await;
+                journal.flush()
+            }
+            () = tick(&mut disk) => {
+                let journal = journal.clone();
+                tokio::task::spawn_blocking(move || journal.sync()).await.unwrap_or(Ok(()))
+            }
+        };
+        told(kept);
+    }
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+fn told(kept: Result<(), JournalError>) {
+    if let Err(error) = kept {
+        tracing::error!(%error, "settlements wait in memory alone: a crash now charges what was held for them");
     }
 }
 
