@@ -3,13 +3,12 @@
 //! The accept loop is our own, since pingora's panics when it cannot bind and does not tell the port it was given.
 
 use crate::config::{Listen, TlsFiles};
-use crate::gather::Gather;
+use crate::wire::Wire;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use pingora_core::apps::ServerApp;
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::server::ShutdownWatch;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -144,12 +143,11 @@ impl Listener {
 }
 
 async fn open(stream: TcpStream, tls: Option<&Acceptor>) -> Option<Stream> {
-    let mut stream = L4Stream::from(stream);
-    stream.set_nodelay().ok()?;
+    let stream = Wire::new(stream).ok()?;
     match tls {
-        None => Some(Box::new(Gather::new(stream))),
+        None => Some(Box::new(stream)),
         Some(tls) => match timeout(HANDSHAKE, tls.tls_handshake(stream)).await {
-            Ok(Ok(stream)) => Some(Box::new(Gather::new(stream))),
+            Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 None

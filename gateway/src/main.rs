@@ -10,7 +10,6 @@ mod clock;
 mod config;
 mod fleet;
 mod gateway;
-mod gather;
 mod listen;
 mod local;
 mod quickstart;
@@ -22,6 +21,7 @@ mod telemetry;
 mod trail;
 mod understand;
 mod upstream;
+mod wire;
 
 /// Every request allocates buffers of 64 KiB for its body and its answer, which the system's allocator gives back to the
 /// kernel's free lists each time, at a tenth of all processor time.

@@ -6,6 +6,7 @@ mod idle;
 
 use crate::clock;
 use crate::config::Provider;
+use crate::wire::Wire;
 use bytes::{Buf, Bytes};
 use dialect::Encoded;
 use exchange::Dialect;
@@ -15,11 +16,13 @@ use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::protocols::http::v1::client::HttpSession as Http1Session;
+use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long a resolved address is used; providers move slowly.
@@ -141,10 +144,7 @@ impl Upstream {
                 } => {
                     let (stream, reused) = match idle.take() {
                         Some(stream) => (stream, true),
-                        None => {
-                            let connected = connector.new_stream(&*peer).await;
-                            (connected.map_err(OpenError::Connect)?, false)
-                        }
+                        None => (self.connect(connector, &peer).await?, false),
                     };
                     let head = self.head_bytes(fields, encoded, passed_on);
                     let exchanged = exchange_http1(stream, head, encoded.body.clone());
@@ -170,6 +170,29 @@ impl Upstream {
             pingora_error::ErrorType::ConnectionClosed,
             stale,
         )))
+    }
+
+    /// A new connection. Without TLS it is our own kind, which takes less memory than pingora's.
+    async fn connect(&self, connector: &TransportConnector, peer: &HttpPeer) -> Result<Stream, OpenError> {
+        let SocketAddr::Inet(address) = peer._address else {
+            return connector.new_stream(peer).await.map_err(OpenError::Connect);
+        };
+        if self.settings.base.tls {
+            return connector.new_stream(peer).await.map_err(OpenError::Connect);
+        }
+        let failed = |error: std::io::Error| {
+            let kind = pingora_error::ErrorType::ConnectError;
+            OpenError::Connect(pingora_error::Error::because(
+                kind,
+                format!("connecting to {address}"),
+                error,
+            ))
+        };
+        let connected = timeout(self.settings.connect_timeout, TcpStream::connect(address)).await;
+        let socket = connected
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(failed)?;
+        Ok(Box::new(Wire::new(socket).map_err(failed)?))
     }
 
     /// Puts a connection whose answer was read to the end back into the pool.

@@ -16,7 +16,6 @@ pub struct Connection {
 /// What came back.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
-    pub status: u16,
     /// When the first generated token was read, if the answer has one.
     pub first_token: Option<Instant>,
     pub ended: Instant,
@@ -34,6 +33,9 @@ impl Connection {
     }
 
     /// One request and its whole answer.
+    ///
+    /// # Errors
+    /// The connection broke, or the answer is a refusal, which is then the error's text.
     pub fn call(&mut self, request: &[u8]) -> std::io::Result<Answer> {
         self.stream.write_all(request)?;
         let mut length = 0;
@@ -49,8 +51,10 @@ impl Connection {
                 first_token = Some(Instant::now());
             }
             if let Some(status) = whole(bytes)? {
+                if status != 200 {
+                    return Err(std::io::Error::other(String::from_utf8_lossy(bytes).into_owned()));
+                }
                 return Ok(Answer {
-                    status,
                     first_token,
                     ended: Instant::now(),
                 });

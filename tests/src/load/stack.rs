@@ -14,7 +14,6 @@ version: 1
 deployments:
   - {id: whole, provider: whole, model: fake-n8, class: cheap, max_in_flight: 4000}
   - {id: folded, provider: streaming, model: fake-n8-x1, class: cheap, max_in_flight: 4000}
-  - {id: first, provider: streaming, model: fake-ttft5-n2, class: cheap, max_in_flight: 4000}
   - {id: paced, provider: streaming, model: fake-gap100-n60-stamp, class: cheap, max_in_flight: 4000}
 routes:
   - {name: all, prefer: [whole]}
@@ -37,7 +36,6 @@ accounts:
 prices:
   - {model: fake-n8, input_per_mtok: "0.15", output_per_mtok: "0.60"}
   - {model: fake-n8-x1, input_per_mtok: "0.15", output_per_mtok: "0.60"}
-  - {model: fake-ttft5-n2, input_per_mtok: "0.15", output_per_mtok: "0.60"}
   - {model: fake-gap100-n60-stamp, input_per_mtok: "0.15", output_per_mtok: "0.60"}
 "#;
 
