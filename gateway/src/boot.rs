@@ -17,6 +17,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -45,13 +46,20 @@ pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
     let (config, policy) = cli::read(path)?;
     telemetry::install_logs(&config.log);
+    // The ledger writes thousands of rows at a time, which takes milliseconds that no stream should wait for: it has a
+    // thread of its own.
+    let bookkeeping = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("bookkeeping")
+        .enable_all()
+        .build()?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(serve(config, policy))
+        .block_on(serve(config, policy, bookkeeping.handle()))
 }
 
-async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
+async fn serve(mut config: Config, policy: Policy, bookkeeping: &Handle) -> anyhow::Result<()> {
     let mut listeners = Vec::new();
     for settings in &config.listen {
         listeners.push(Listener::bind(settings).await?);
@@ -69,8 +77,9 @@ async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
         accounts: config.accounts.clone(),
         keys: config.keys.clone(),
     };
-    let ledger = Ledger::open(settings, clock::unix_us())
-        .await
+    let ledger = bookkeeping
+        .spawn(Ledger::open(settings, clock::unix_us()))
+        .await?
         .context("the ledger cannot be opened")?;
     let (cut_all, cut) = watch::channel(false);
     let (stop_all, stop) = watch::channel(false);

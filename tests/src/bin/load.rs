@@ -265,7 +265,7 @@ fn streams(targets: &[Target; 3], arguments: &Arguments) -> Vec<Bar> {
         for target in targets {
             let before = speed(target);
             // What a closed loop left to be written is written.
-            std::thread::sleep(Duration::from_secs(2));
+            std::thread::sleep(Duration::from_secs(4));
             let seen = runtime.block_on(burst(target, streamed.clone(), shape));
             let after = speed(target);
             let p = |quantile| seen.delays.value_at_quantile(quantile) as f64 / 1e3;
