@@ -1,7 +1,9 @@
 //! The one place where the gateway looks at a clock or rolls dice.
 
 use exchange::RequestId;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::pin::Pin;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::time::Sleep;
 
 /// Microseconds since the epoch.
 pub(crate) fn unix_us() -> i64 {
@@ -31,6 +33,40 @@ impl Stopwatch {
     /// The calendar time now, by the monotonic clock.
     pub(crate) fn now_unix_us(&self) -> i64 {
         self.started_unix_us.saturating_add_unsigned(self.elapsed_us())
+    }
+}
+
+/// Tells when something has been silent for too long. A sign of life costs a look at the clock; to set a timer for each
+/// costs more than to relay what came.
+pub(crate) struct Silence {
+    limit: Duration,
+    heard: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            heard: Instant::now(),
+            timer: Box::pin(tokio::time::sleep(limit)),
+        }
+    }
+
+    pub(crate) fn heard(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// Resolves when nothing has been heard for the limit. Cancel-safe.
+    pub(crate) async fn too_long(&mut self) {
+        loop {
+            self.timer.as_mut().await;
+            let until = self.heard + self.limit;
+            if until <= Instant::now() {
+                return;
+            }
+            self.timer.as_mut().reset(until.into());
+        }
     }
 }
 

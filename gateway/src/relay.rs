@@ -3,6 +3,7 @@
 
 use crate::attempt::{Exchange, Live};
 use crate::client::{Client, Gone};
+use crate::clock::Silence;
 use crate::fleet::{Deployment, Price};
 use crate::trail::Trail;
 use ::exchange::{AttemptOutcome, Dialect, Ending, Money, Phase, Refusal, RefusalKind};
@@ -11,6 +12,7 @@ use dialect::{Answer, AnswerError, Delivery, Progress};
 use futures_util::FutureExt;
 use ledger::Reservation;
 use pingora_http::ResponseHeader;
+use std::pin::pin;
 use tokio::time::timeout;
 
 /// Chunks that are there already are written together, up to this many bytes.
@@ -66,13 +68,17 @@ pub(crate) async fn relay(
         }
     }
     let mut meter = Meter::new(&deployment.price, live.input_tokens, reservation);
+    let mut cut = pin!(exchange.gateway.cut());
+    let mut silence = Silence::new(deployment.upstream.settings.gap_timeout);
     let over = loop {
         let chunk = tokio::select! {
             biased;
             Gone = client.gone() => break Over::Gone,
-            () = exchange.gateway.cut() => break Over::Drained,
-            chunk = timeout(deployment.upstream.settings.gap_timeout, live.opened.session.read_response_body()) => chunk,
+            () = &mut cut => break Over::Drained,
+            chunk = live.opened.session.read_response_body() => chunk,
+            () = silence.too_long() => break broken("the provider fell silent in the middle of its answer"),
         };
+        silence.heard();
         let out = match take(chunk, &mut live, &mut answer) {
             Ok(Some(out)) => out,
             Ok(None) => break Over::Done,
@@ -91,16 +97,18 @@ pub(crate) async fn relay(
     finish(exchange, client, live, answer, over).await
 }
 
-type Read = Result<pingora_error::Result<Option<Bytes>>, tokio::time::error::Elapsed>;
+fn broken(message: &str) -> Over {
+    Over::Broken(Refusal::new(RefusalKind::UpstreamFailed, message))
+}
+
+type Read = pingora_error::Result<Option<Bytes>>;
 
 /// What to write for a chunk and for those that are there already; `None` at the end of the stream.
 fn take(chunk: Read, live: &mut Live, answer: &mut Answer) -> Result<Option<Bytes>, Over> {
-    let broken = |message: &str| Over::Broken(Refusal::new(RefusalKind::UpstreamFailed, message));
     let chunk = match chunk {
-        Err(_) => return Err(broken("the provider fell silent in the middle of its answer")),
-        Ok(Err(_)) => return Err(broken("the provider broke off in the middle of its answer")),
-        Ok(Ok(None)) => return Ok(None),
-        Ok(Ok(Some(chunk))) => chunk,
+        Err(_) => return Err(broken("the provider broke off in the middle of its answer")),
+        Ok(None) => return Ok(None),
+        Ok(Some(chunk)) => chunk,
     };
     let told = |error: AnswerError| broken(&error.to_string());
     let mut out = answer.push(chunk).map_err(told)?;
