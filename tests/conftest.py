@@ -11,9 +11,11 @@ import urllib.error
 import urllib.request
 
 import pytest
+import trustme
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
+# TOLLGATE_PROFILE=release measures what users run; the default is what `cargo build` left.
+BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / os.environ.get("TOLLGATE_PROFILE", "debug")
 MODEL = ROOT / ".run/models/smollm2-135m-instruct-q4_1.gguf"
 KEY = "tg_a_key_for_the_sdk_tests_0123456789"
 
@@ -27,6 +29,8 @@ deployments:
   - {id: oa-500, provider: oa, model: fake-500, class: cheap}
   - {id: paced, provider: oa, model: fake-gap10-n300, class: cheap}
   - {id: hang, provider: oa, model: fake-hang, class: cheap}
+  - {id: paced-h2, provider: oh, model: fake-gap10-n300-x2, class: cheap}
+  - {id: hang-h2, provider: oh, model: fake-hang-x2, class: cheap}
   - {id: single, provider: oa, model: fake-ttft400-n5, class: cheap, max_in_flight: 1}
   - {id: echo, provider: oa, model: fake-echo, class: cheap}
   - {id: cut, provider: oa, model: fake-n40-cut7, class: cheap}
@@ -39,10 +43,13 @@ routes:
 """
 
 CONFIG = """
-listen: [{{address: "127.0.0.1:0"}}]
+listen:
+  - {{address: "127.0.0.1:0"}}
+  - {{address: "127.0.0.1:0", tls: {{certificate_file: certificate.pem, key_file: key.pem}}}}
 admin: {{address: "127.0.0.1:0"}}
 providers:
   oa: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential"}}
+  oh: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential", http2: true}}
   an: {{dialect: anthropic, base_url: "{fake}/v1", credential: "file:credential"}}
   local: {{dialect: openai_chat, base_url: "{local}/v1"}}
 accounts:
@@ -81,6 +88,9 @@ class Stack:
         self.fake = self.start("listening on ", BIN / "fake-provider")
         self.local = self.start("listening on ", BIN / "local-backend", "serve", "--model", MODEL, "--listen", "127.0.0.1:0")
         (folder / "credential").write_text("sk-fake-credential")
+        issued = trustme.CA().issue_cert("localhost")
+        issued.private_key_pem.write_to_path(folder / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
         (folder / "policy.yaml").write_text(POLICY)
         hashed = hashlib.sha256(KEY.encode()).hexdigest()
         (folder / "tollgate.yaml").write_text(CONFIG.format(fake=self.fake, local=self.local, hash=hashed))
@@ -95,6 +105,7 @@ class Stack:
     def start_gateway(self):
         self.url = self.start("listening on ", BIN / "tollgate", "serve", "--config", self.folder / "tollgate.yaml")
         self.gateway = self.processes[-1]
+        self.tls_url = self.gateway.address("listening on ")
 
     def seen(self):
         """What the fake provider saw, one entry per request."""

@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from conftest import BIN
+
 VERSIONS = ["--http1.1", "--http2-prior-knowledge"]
 
 
@@ -87,3 +89,10 @@ def test_an_answer_cut_by_the_provider_is_not_complete(stack):
         seen += more
     assert b"[DONE]" not in seen and b'"error"' in seen
     assert not seen.endswith(b"0\r\n\r\n"), "the chunked body was ended as if it were whole"
+
+
+def test_a_thousand_streams_at_once_stay_whole_and_in_order():
+    command = [BIN / "load", "--binaries", BIN, "--only", "streams", "--rounds", "1", "--seconds", "0.3"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=180).stdout
+    whole = [line for line in out.splitlines() if "whole and in order 1000" in line]
+    assert [line.split()[0] for line in whole] == ["direct", "floor", "gateway"], out
