@@ -7,11 +7,13 @@
 mod cases;
 mod decide;
 pub mod document;
+mod estimates;
 mod matcher;
 mod policy;
 
 pub use cases::{Case, CaseFailure, Cases};
 pub use decide::{Ask, NoRoute};
 pub use document::DocumentError;
+pub use estimates::{Estimate, EstimateSource, Estimates, ThinkingGain};
 pub use matcher::{Range, When};
 pub use policy::{Capability, Deployment, Policy, PolicyDocument};
