@@ -7,7 +7,6 @@
 mod document;
 pub(crate) mod key;
 mod mistakes;
-mod places;
 mod resolve;
 mod secret;
 #[cfg(test)]

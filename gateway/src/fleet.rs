@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::upstream::Upstream;
-use exchange::{Charge, Facts, Money, Offer, Usage};
+use exchange::{Charge, Facts, Money, Offer, Rate, Usage};
 use meter::ModelPrice;
 use router_policies::Policy;
 use smallvec::SmallVec;
@@ -32,6 +32,13 @@ impl Price {
             Self::Ceiling(ceiling, _) => Some(*ceiling),
             Self::Unknown => None,
         }
+    }
+
+    /// What one more token of output costs; zero where a request is charged whole or nothing is known.
+    fn output_rate(&self, input_tokens: u64) -> Rate {
+        // Nano-dollars for a thousand tokens are pico-dollars for one.
+        let nanos = |output| self.quote(input_tokens, output).map_or(0, Money::nanos);
+        Rate(u64::try_from(nanos(1000).saturating_sub(nanos(0))).unwrap_or_default())
     }
 
     pub(crate) fn charge(&self, usage: &Usage) -> Charge {
@@ -171,6 +178,8 @@ impl Deployment {
             expected: self.price.quote(facts.input_tokens, usual),
             minimum: self.price.quote(facts.input_tokens, Self::first_slice(facts)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
+            output_rate: self.price.output_rate(facts.input_tokens),
+            ..Offer::default()
         }
     }
 }

@@ -17,7 +17,7 @@ use exchange::{
     ValueTier,
 };
 use ledger::{Denied, Opening, Principal, Reservation};
-use router_policies::{Ask, NoRoute};
+use router_policies::{Ask, Estimates, NoRoute, Situation};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,20 +61,29 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
-    let profile = gateway.policy.classify(&request.facts, &who.account);
     let offers = gateway.fleet.offers(&request.facts);
     let reserved = arrival.reserve(&who, &request, &offers);
     let mut reservation = match reserved {
         Ok(reservation) => reservation,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
+    let (envelope, unix_s) = (reservation.envelope(), watch.started_unix_us / 1_000_000);
+    let profile = gateway.policy.classify(&Situation {
+        facts: &request.facts,
+        account: &who.account,
+        unix_s,
+        budget_left: envelope.remaining,
+    });
     let decided = gateway.policy.decide(&Ask {
         facts: &request.facts,
         account: &who.account,
         profile: &profile,
         grants: &who.grants,
         offers: &offers,
-        envelope: reservation.envelope(),
+        conversation: None,
+        estimates: &Estimates::default(),
+        envelope,
+        unix_s,
         seed,
     });
     let decision = match decided {
@@ -229,7 +238,7 @@ impl Arrival<'_> {
             stream: request.facts.stream,
             value: profile.value,
             latency: profile.latency,
-            thinking: profile.thinking,
+            thinking: decision.plan.first().thinking,
             policy_version: decision.policy_version.clone(),
         }
     }

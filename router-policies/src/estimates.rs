@@ -5,31 +5,8 @@
 //! estimate was made, prompt text, money. Invariants: after [`Estimate::new`] every number is finite, probabilities
 //! lie in 0 … 1, a standard error is never negative and not thinking gains nothing.
 
-use exchange::{BackendClass, ThinkingLevel};
+use exchange::{BackendClass, EstimateSource, ThinkingLevel};
 use serde::{Deserialize, Serialize};
-
-/// Who made an estimate, from weakest to strongest evidence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EstimateSource {
-    /// A quality prior written in the policy, or the class's default.
-    #[default]
-    Prior,
-    /// The learned predictor, from prompt and facts.
-    Predictor,
-    /// Outcomes reported for this workflow.
-    Outcomes,
-}
-
-impl EstimateSource {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Prior => "prior",
-            Self::Predictor => "predictor",
-            Self::Outcomes => "outcomes",
-        }
-    }
-}
 
 /// What thinking adds to P(success) at each level of the dial, in probability: 0.05 is five points. Indexed by
 /// `ThinkingLevel as usize`; `none` is 0 by definition. Gains may be negative: thinking can hurt.
