@@ -348,7 +348,8 @@ impl Given {
         Outcome { profile, decided }
     }
 
-    pub(crate) fn facts(&self) -> Facts {
+    /// The facts of the request.
+    pub fn facts(&self) -> Facts {
         Facts {
             dialect: Dialect::OpenaiChat,
             surface: Surface::ChatCompletions,

@@ -377,7 +377,6 @@ impl Glob {
         Self(pattern.into())
     }
 
-    #[cfg(test)]
     pub(crate) fn pattern(&self) -> &str {
         &self.0
     }

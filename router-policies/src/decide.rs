@@ -10,6 +10,8 @@ mod refusal;
 mod score;
 mod think;
 
+pub(crate) use admit::is_capable;
+
 use crate::estimates::Estimates;
 use crate::policy::{CompiledRoute, Name, NamedModels, Policy, Situation, Team, Workflow};
 use exchange::{
@@ -84,6 +86,8 @@ struct Ruling<'a> {
     home: Option<usize>,
     /// How many thousandths a dollar weighs.
     price_weight: i64,
+    /// What an escalation ends at.
+    dearest: Money,
 }
 
 impl Policy {
@@ -143,6 +147,12 @@ impl<'a> Ruling<'a> {
             workflow: policy.workflow(ask.profile),
             home,
             price_weight: policy.price_weight(ask.envelope),
+            dearest: ask
+                .offers
+                .iter()
+                .filter_map(|offer| offer.expected)
+                .max()
+                .unwrap_or_default(),
         })
     }
 
@@ -431,15 +441,15 @@ impl Policy {
 }
 
 /// Uniform numbers from a seed (SplitMix64), the same on every machine.
-struct Draw(u64);
+pub(crate) struct Draw(u64);
 
 impl Draw {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// In 0 … 1, without 1.
-    fn next(&mut self) -> f64 {
+    pub(crate) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -9,19 +9,28 @@ mod ability;
 mod cases;
 mod condition;
 mod decide;
+mod diff;
 pub mod document;
 mod estimates;
+mod explain;
+mod lint;
 mod policy;
 mod quote;
+mod replay;
+mod table;
 
-pub use cases::{Case, CaseFailure, Cases, Outcome};
+pub use cases::{Case, CaseFailure, Cases, Given, Outcome};
 pub use condition::{Condition, Range, When};
 pub use decide::{Ask, NoRoute};
+pub use diff::{Diff, Move, Place, diff};
 pub use document::{DocumentError, DocumentErrors};
 pub use estimates::{Estimate, Estimates, ThinkingGain};
 pub use exchange::EstimateSource;
+pub use explain::{explain, trace_table};
+pub use lint::{Finding, Inversion, Inversions, Priced, Report, Severity, Standing, lint};
 pub use policy::{
     Capability, Deployment, Dollars, LatencyLevel, LatencyRule, NamedModels, Objective, Policy,
     PolicyDocument, Quality, ReferencePrice, Route, Situation, Speed, Spelling, Split, Step, TeamLayer,
     TeamsDocument, ThinBudget, ThinkingAbility, ThinkingRule, ThinkingWish, ValueLevel, ValueRule, Workflow,
 };
+pub use replay::{Comparison, Decided, Flip, Interval, Recorded, Replay, Side, Summary, replay};

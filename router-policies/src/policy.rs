@@ -189,11 +189,24 @@ impl Policy {
         let declared = facts
             .workflow
             .as_deref()
+            .or(situation.account.workflow.as_deref());
+        let matched = first(&self.tests.workflows, &situation.scene(declared));
+        self.classify_as(
+            situation,
+            matched.map(|position| &self.document.workflows[position]),
+        )
+    }
+
+    /// The classification as if this workflow's conditions had held.
+    pub(crate) fn classify_as(&self, situation: &Situation<'_>, matched: Option<&Workflow>) -> Profile {
+        let facts = situation.facts;
+        let declared = facts
+            .workflow
+            .as_deref()
             .map(Arc::from)
             .or_else(|| situation.account.workflow.clone());
         let mut scene = situation.scene(declared.as_deref());
         let mut evidence = Vec::new();
-        let matched = first(&self.tests.workflows, &scene).map(|position| &self.document.workflows[position]);
         let mut worth = None;
         if let Some(workflow) = matched {
             evidence.push(workflow.name.clone());

@@ -12,7 +12,7 @@ fn read(path: &str) -> String {
 
 #[test]
 fn every_shipped_policy_holds_its_cases() {
-    for name in ["default", "example"] {
+    for name in ["default", "example", "support-desk", "legal", "coding-agents"] {
         let (policy, cases) = (format!("policies/{name}.yaml"), format!("cases/{name}.yaml"));
         let parsed = Policy::parse(&read(&policy), &policy).unwrap();
         let failures = Cases::parse(&read(&cases), &cases).unwrap().run(&parsed);

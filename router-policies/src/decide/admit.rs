@@ -1,8 +1,8 @@
 //! Who may serve at all: grants, floors, teams, capabilities, data, money. The first reason against counts.
 
 use super::Ruling;
-use crate::policy::{Capability, Deployment};
-use exchange::{BackendClass, Facts, LatencyTier, Score, Verdict};
+use crate::policy::{Capability, Deployment, Policy};
+use exchange::{BackendClass, Facts, LatencyTier, Profile, Score, Verdict};
 use std::sync::Arc;
 
 /// The label by which a caller says of what class its data is.
@@ -91,10 +91,16 @@ impl Ruling<'_> {
         if !self.is_routed {
             return Verdict::Chosen;
         }
-        let profile = self.ask.profile;
-        let service = self.policy.service[profile.latency as usize];
+        self.policy.service_level(self.ask.profile, score)
+    }
+}
+
+impl Policy {
+    /// `Chosen`, or the service level of the profile's tiers that these terms miss.
+    pub(crate) fn service_level(&self, profile: &Profile, score: &Score) -> Verdict {
+        let service = self.service[profile.latency as usize];
         let deadline = profile.deadline_ms.into_iter().chain(service.total_ms).min();
-        let least = self.policy.levels[profile.value as usize].min_success;
+        let least = self.levels[profile.value as usize].min_success;
         let first_is_late = service
             .first_token_ms
             .is_some_and(|limit| u64::from(score.first_token_ms) > limit);
@@ -108,7 +114,7 @@ impl Ruling<'_> {
     }
 }
 
-fn is_capable(deployment: &Deployment, facts: &Facts) -> bool {
+pub(crate) fn is_capable(deployment: &Deployment, facts: &Facts) -> bool {
     let can = |capability| deployment.capabilities.contains(&capability);
     (facts.tools == 0 || can(Capability::Tools))
         && (facts.images == 0 || can(Capability::Images))

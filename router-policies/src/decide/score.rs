@@ -99,7 +99,7 @@ impl Ruling<'_> {
             .plus(offer.output_rate.price(tokens))
             .minus(own);
         let again = part(once, offer.retry_permille.into(), 1000);
-        let escalated = part(self.dearest(), offer.escalation_permille.into(), 1000);
+        let escalated = part(self.dearest, offer.escalation_permille.into(), 1000);
         let price = once.plus(again).plus(escalated);
 
         let usual = self.policy.document.objective.expected_output_tokens;
@@ -133,15 +133,5 @@ impl Ruling<'_> {
                 .minus(weighted(price, self.price_weight))
                 .minus(waiting),
         }
-    }
-
-    /// What an escalation ends at.
-    fn dearest(&self) -> Money {
-        self.ask
-            .offers
-            .iter()
-            .filter_map(|offer| offer.expected)
-            .max()
-            .unwrap_or_default()
     }
 }
