@@ -16,7 +16,7 @@ fn facts(number: u64) -> Facts {
     let mut text = format!(
         "{{team: support, input_tokens: {}, stream: {}",
         200 + number * 37 % 9000,
-        number % 4 != 0
+        !number.is_multiple_of(4)
     );
     text.push_str(match number % 5 {
         0 => ", labels: {intent: refund}}",
@@ -50,7 +50,7 @@ fn one(policy: &Policy, number: u64) -> Recorded {
     };
     let profile = policy.classify(&situation);
     let mut offers = policy.reference_offers(&facts);
-    offers[1].available = number % 97 != 0;
+    offers[1].available = !number.is_multiple_of(97);
     let decided = policy.decide(&Ask {
         facts: &facts,
         account: &account,
