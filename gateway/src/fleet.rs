@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::upstream::Upstream;
-use exchange::{Charge, Facts, Money, Offer, Rate, Usage};
+use exchange::{Charge, Conversation, Dialect, Facts, Money, Offer, Rate, TokenClass, Usage, UsageSource};
 use meter::ModelPrice;
 use router_policies::Policy;
 use smallvec::SmallVec;
@@ -13,6 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Output tokens held before a stream starts; more is held as they pass.
 const FIRST_SLICE: u64 = 256;
+/// OpenAI caches prompts from this many tokens on without being asked.
+const AUTOMATIC_CACHE: u64 = 1024;
 /// Output expected of a request that names no limit, for comparing deployments.
 const USUAL_OUTPUT: u64 = 500;
 
@@ -99,6 +101,8 @@ pub(crate) struct Deployment {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) price: Price,
     pub(crate) max_output_tokens: Option<u64>,
+    model: Arc<str>,
+    limit: Option<u32>,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
     in_flight: Arc<AtomicU32>,
@@ -166,6 +170,22 @@ impl Deployment {
             .map_or(FIRST_SLICE, |limit| limit.min(FIRST_SLICE))
     }
 
+    /// Tokens of prefix that the provider is believed to hold after an answer: what it says it read from or wrote to
+    /// its cache; of a provider that caches by itself, all of a prompt of 1,024 tokens or more.
+    pub(crate) fn cached_prefix(&self, usage: &Usage) -> u64 {
+        let written = [
+            TokenClass::CacheRead,
+            TokenClass::CacheWrite,
+            TokenClass::CacheWriteHour,
+        ];
+        let said: u64 = written.iter().map(|class| usage.get(*class)).sum();
+        let input = usage.input_total();
+        if said == 0 && self.upstream.settings.dialect == Dialect::OpenaiChat && input >= AUTOMATIC_CACHE {
+            return input;
+        }
+        said
+    }
+
     fn offer(&self, facts: &Facts) -> Offer {
         let usual = facts
             .max_output_tokens
@@ -195,7 +215,7 @@ impl Drop for Place<'_> {
 /// All deployments, in the policy's order.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    deployments: Vec<Deployment>,
+    deployments: Vec<Arc<Deployment>>,
 }
 
 /// A policy that names what the configuration does not have.
@@ -235,10 +255,17 @@ impl Fleet {
             };
             let settings = &upstream.settings;
             let limit = spec.max_in_flight.or(settings.max_in_flight);
-            deployments.push(Deployment {
+            let (priced_at, priced_as) = spec
+                .price_as
+                .as_deref()
+                .and_then(|name| name.split_once('/'))
+                .unwrap_or((&spec.provider, &spec.model));
+            deployments.push(Arc::new(Deployment {
                 id: spec.id.clone(),
                 upstream: upstream.clone(),
-                price: price(&spec.provider, &spec.model),
+                model: spec.model.clone(),
+                limit,
+                price: price(priced_at, priced_as),
                 max_output_tokens: spec.max_output_tokens,
                 breaker: Breaker {
                     failures: AtomicU32::new(0),
@@ -250,9 +277,49 @@ impl Fleet {
                 in_flight: Arc::new(AtomicU32::new(0)),
                 queued: AtomicU32::new(0),
                 max_queued: settings.max_queued,
-            });
+            }));
         }
         Ok(Self { deployments })
+    }
+
+    /// This fleet, with the live state of what stays as it was in the old one.
+    pub(crate) fn keeping(mut self, old: &Self) -> Self {
+        let same = |a: &Deployment, b: &Deployment| {
+            a.id == b.id
+                && a.model == b.model
+                && a.limit == b.limit
+                && a.max_output_tokens == b.max_output_tokens
+                && Arc::ptr_eq(&a.upstream, &b.upstream)
+        };
+        for deployment in &mut self.deployments {
+            let kept = old.deployments.iter().find(|known| same(known, deployment));
+            // A price may have changed with `price_as`; then the deployment starts afresh.
+            if let Some(kept) = kept
+                .filter(|kept| kept.price.quote(1 << 20, 1 << 20) == deployment.price.quote(1 << 20, 1 << 20))
+            {
+                *deployment = kept.clone();
+            }
+        }
+        self
+    }
+
+    /// Notes in the offers what the conversation's deployment saves by holding its prefix.
+    pub(crate) fn credit_cache(&self, home: &Conversation, input_tokens: u64, offers: &mut [Offer]) {
+        let found = self.deployments.iter().position(|one| one.id == home.deployment);
+        if let Some(index) = found
+            && let Some(offer) = offers.get_mut(index)
+        {
+            let tokens = home.cached_tokens.min(input_tokens);
+            let cost = |class| {
+                self.deployments[index]
+                    .price
+                    .charge(&Usage::new(UsageSource::Estimated).with(class, tokens))
+                    .total
+            };
+            offer.cache_saving = cost(TokenClass::Input)
+                .minus(cost(TokenClass::CacheRead))
+                .max(Money::ZERO);
+        }
     }
 
     /// Closes connections that nobody needs any more.

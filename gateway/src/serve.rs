@@ -7,7 +7,9 @@ use crate::clock::{self, Stopwatch};
 use crate::gateway::Gateway;
 use crate::local;
 use crate::refuse::refuse;
-use crate::relay::relay;
+use crate::relay::{Relayed, relay};
+use crate::rule::{Moment, Ruled, remembered, rule};
+use crate::rules::Rules;
 use crate::settle::settle;
 use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
@@ -17,7 +19,6 @@ use exchange::{
     ValueTier,
 };
 use ledger::{Denied, Opening, Principal, Reservation};
-use router_policies::{Ask, Estimates, NoRoute, Situation};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,38 +62,36 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
-    let offers = gateway.fleet.offers(&request.facts);
-    let reserved = arrival.reserve(&who, &request, &offers);
+    let rules = gateway.rules.now();
+    if let Some(said) = client.header("x-tollgate-outcome") {
+        gateway
+            .memory
+            .outcome_of_run(&who.account.org, &request.facts, said == "success");
+    }
+    let mut offers = rules.fleet.offers(&request.facts);
+    let reserved = arrival.reserve(&who, &request, (&rules, &offers));
     let mut reservation = match reserved {
         Ok(reservation) => reservation,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
-    let (envelope, unix_s) = (reservation.envelope(), watch.started_unix_us / 1_000_000);
-    let profile = gateway.policy.classify(&Situation {
-        facts: &request.facts,
-        account: &who.account,
-        unix_s,
-        budget_left: envelope.remaining,
-    });
-    let decided = gateway.policy.decide(&Ask {
-        facts: &request.facts,
-        account: &who.account,
-        profile: &profile,
-        grants: &who.grants,
-        offers: &offers,
-        conversation: None,
-        estimates: &Estimates::default(),
-        envelope,
-        unix_s,
+    let moment = Moment {
+        unix_s: watch.started_unix_us / 1_000_000,
         seed,
-    });
-    let decision = match decided {
-        Ok(decision) => decision,
-        Err(no_route) => {
-            return arrival
-                .refused(client, Some(&who), no_route_refusal(no_route))
-                .await;
-        }
+    };
+    let ruled = rule(
+        (&rules, gateway),
+        (&who, &request),
+        &mut offers,
+        reservation.envelope(),
+        moment,
+    );
+    let Ruled {
+        profile,
+        decision,
+        recorded,
+    } = match ruled {
+        Ok(ruled) => ruled,
+        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
     timings.decided_us = watch.elapsed_us();
 
@@ -105,6 +104,8 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     let passed_on = passed_on(client);
     let exchange = Exchange {
         gateway,
+        rules: &rules,
+        profile: &profile,
         request: &request,
         decision: &decision,
         passed_on: &passed_on,
@@ -117,18 +118,25 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     };
     let (index, input_tokens) = (live.index, live.input_tokens);
     let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
+    remember(&exchange, &who, id, (index, &relayed));
     let mut refused = None;
     if let Some(refusal) = relayed.refusal.take() {
         relayed.status = refuse(client, dialect, &refusal, id).await;
         refused = Some(refusal.kind);
     }
-    settle(
-        gateway.fleet.get(index),
+    let settled = settle(
+        rules.fleet.get(index),
         input_tokens,
         (reservation, trail),
         (relayed, refused),
         &gateway.meters,
     );
+    if let Some(mut recorded) = recorded {
+        recorded.id = id.to_string();
+        recorded.charged = settled.charged;
+        recorded.latency_ms = Some(settled.total_us / 1000);
+        gateway.records.decision(recorded);
+    }
 }
 
 /// The exchange ended before any upstream answered.
@@ -178,9 +186,9 @@ impl Arrival<'_> {
         &self,
         who: &Arc<Principal>,
         request: &Request,
-        offers: &[exchange::Offer],
+        (rules, offers): (&Rules, &[exchange::Offer]),
     ) -> Result<Reservation, Refusal> {
-        let plausible = self.gateway.policy.plausible(&request.facts.model);
+        let plausible = rules.policy.plausible(&request.facts.model);
         let minimums: SmallVec<[Money; 8]> =
             plausible.filter_map(|index| offers.get(index)?.minimum).collect();
         let ask = ledger::Ask {
@@ -283,7 +291,7 @@ impl Arrival<'_> {
             value: ValueTier::Unvalued,
             latency: LatencyTier::Standard,
             thinking: None,
-            policy_version: self.gateway.policy.version().clone(),
+            policy_version: self.gateway.rules.now().policy.version().clone(),
             ending: ended.ending,
             phase: ended.phase,
             refusal: ended.refusal,
@@ -299,11 +307,21 @@ impl Arrival<'_> {
     }
 }
 
-fn no_route_refusal(no_route: NoRoute) -> Refusal {
-    let mut refusal = Refusal::new(no_route.kind, no_route.message);
-    refusal.hint = no_route.hint;
-    if no_route.kind == RefusalKind::ModelNotFound {
-        refusal.param = Some("model".into());
+/// Where the conversation is now, and who served what, for those who will say how it came out.
+fn remember(exchange: &Exchange<'_>, who: &Principal, id: RequestId, (index, relayed): (usize, &Relayed)) {
+    let (account, facts) = (&who.account, &exchange.request.facts);
+    if relayed.ending != Ending::Completed {
+        return;
     }
-    refusal
+    let deployment = exchange.rules.fleet.get(index);
+    if let Some(usage) = relayed.progress.usage {
+        let cached = deployment.cached_prefix(&usage);
+        if let Some(conversation) = remembered(exchange.decision, index, cached) {
+            exchange.gateway.memory.answered(account, facts, conversation);
+        }
+    }
+    if let Some(workflow) = &exchange.profile.workflow {
+        let served = (workflow, &deployment.id);
+        exchange.gateway.memory.served(id, (account, facts), served);
+    }
 }

@@ -265,6 +265,16 @@ impl Policy {
         }
     }
 
+    /// What is believed of a deployment before anything is learned: the quality written for the task family, else its
+    /// default, else its class's.
+    pub fn prior(&self, index: usize, task: Option<&str>) -> Estimate {
+        let Some(model) = self.models.get(index) else {
+            return Estimate::new(f64::NAN, f64::NAN, exchange::EstimateSource::Prior);
+        };
+        let own = task.and_then(|task| model.quality.get(task));
+        *own.unwrap_or(&model.default_quality)
+    }
+
     /// A workflow's own value tier, or the highest whose worth it reaches.
     pub(crate) fn tier_of(&self, workflow: &Workflow) -> ValueTier {
         if let Some(tier) = workflow.value {

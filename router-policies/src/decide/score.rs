@@ -43,14 +43,7 @@ impl Ruling<'_> {
         if let Some(estimate) = self.ask.estimates.of(index, class, familiarity) {
             return *estimate;
         }
-        let model = &self.policy.models[index];
-        let task = self
-            .ask
-            .profile
-            .task
-            .as_deref()
-            .and_then(|task| model.quality.get(task));
-        *task.unwrap_or(&model.default_quality)
+        self.policy.prior(index, self.ask.profile.task.as_deref())
     }
 
     /// Tokens that a setting is expected to use, within what the caller lets the model produce.

@@ -35,6 +35,7 @@ fn encoded(from: Dialect, fields: &Value, to: Dialect, thinking: Option<Thinking
         max_output_tokens: None,
         thinking,
         stream: false,
+        can_think: true,
     };
     let encoded = encode(&request, &target).unwrap();
     (serde_json::from_slice(&encoded.body).unwrap(), encoded)
@@ -227,6 +228,7 @@ fn thinking_of_another_provider_is_not_sent_to_anthropic() {
             max_output_tokens: None,
             thinking: None,
             stream: false,
+            can_think: true,
         };
         let encoded = encode(&request, &target).unwrap();
         let sent: Value = serde_json::from_slice(&encoded.body).unwrap();
@@ -280,6 +282,7 @@ fn a_limit_below_the_callers_own_thinking_shrinks_it_too() {
             max_output_tokens: Some(cap),
             thinking: None,
             stream: false,
+            can_think: true,
         };
         serde_json::from_slice::<Value>(&encode(&request, &target).unwrap().body).unwrap()
     };
@@ -364,6 +367,7 @@ fn dialects_that_are_not_served_say_so() {
         max_output_tokens: None,
         thinking: None,
         stream: false,
+        can_think: true,
     };
     assert!(
         encode(&request, &target)
