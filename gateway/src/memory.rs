@@ -119,7 +119,15 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn key_of(account: &AccountPath, facts: &Facts) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (&account.org, &account.team, &account.key, facts.prefix_hash).hash(&mut hasher);
+    let workflow = facts.workflow.as_deref();
+    (
+        &account.org,
+        &account.team,
+        &account.key,
+        workflow,
+        facts.prefix_hash,
+    )
+        .hash(&mut hasher);
     hasher.finish()
 }
 
@@ -130,6 +138,10 @@ fn run_of(facts: &Facts) -> Option<&str> {
 impl Memory {
     /// Where this conversation was answered last, while the provider may still hold its prefix.
     pub(crate) fn conversation(&self, account: &AccountPath, facts: &Facts) -> Option<Conversation> {
+        // A first turn is no conversation yet, whatever began in the same words.
+        if facts.turns < 2 {
+            return None;
+        }
         let conversations = locked(&self.conversations);
         let (at_ms, conversation) = conversations.get(&key_of(account, facts))?;
         (clock::monotonic_ms().saturating_sub(*at_ms) < CACHE_MS).then(|| conversation.clone())

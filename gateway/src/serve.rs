@@ -117,8 +117,10 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Err(stop) => return settle_stop(&exchange, client, (reservation, trail), stop).await,
     };
     let (index, input_tokens) = (live.index, live.input_tokens);
+    // Before the answer is out: its reader may say how it came out as soon as it is.
+    note_served(&exchange, &who, id, index);
     let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
-    remember(&exchange, &who, id, (index, &relayed));
+    remember(&exchange, &who, (index, &relayed));
     let mut refused = None;
     if let Some(refusal) = relayed.refusal.take() {
         relayed.status = refuse(client, dialect, &refusal, id).await;
@@ -307,21 +309,30 @@ impl Arrival<'_> {
     }
 }
 
-/// Where the conversation is now, and who served what, for those who will say how it came out.
-fn remember(exchange: &Exchange<'_>, who: &Principal, id: RequestId, (index, relayed): (usize, &Relayed)) {
-    let (account, facts) = (&who.account, &exchange.request.facts);
-    if relayed.ending != Ending::Completed {
-        return;
-    }
-    let deployment = exchange.rules.fleet.get(index);
-    if let Some(usage) = relayed.progress.usage {
-        let cached = deployment.cached_prefix(&usage);
-        if let Some(conversation) = remembered(exchange.decision, index, cached) {
-            exchange.gateway.memory.answered(account, facts, conversation);
-        }
-    }
+/// Who serves a request of a workflow, for those who will say how it came out.
+fn note_served(exchange: &Exchange<'_>, who: &Principal, id: RequestId, index: usize) {
     if let Some(workflow) = &exchange.profile.workflow {
-        let served = (workflow, &deployment.id);
-        exchange.gateway.memory.served(id, (account, facts), served);
+        let deployment = &exchange.rules.fleet.get(index).id;
+        let asked = (&*who.account, &exchange.request.facts);
+        exchange.gateway.memory.served(id, asked, (workflow, deployment));
+    }
+}
+
+/// Where the conversation is now.
+fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, &Relayed)) {
+    let Some(usage) = relayed
+        .progress
+        .usage
+        .filter(|_| relayed.ending == Ending::Completed)
+    else {
+        return;
+    };
+    let cached = exchange.rules.fleet.get(index).cached_prefix(&usage);
+    if let Some(conversation) = remembered(exchange.decision, index, cached) {
+        let facts = &exchange.request.facts;
+        exchange
+            .gateway
+            .memory
+            .answered(&who.account, facts, conversation);
     }
 }

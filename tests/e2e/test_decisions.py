@@ -179,7 +179,7 @@ def test_rules_change_while_the_gateway_runs_and_never_for_the_worse(desk):
     # A mistake: told with its line, and nothing changes.
     status, _, answer = desk.post(desk.admin + "/admin/v1/policies", POLICY.replace("class: cheap", "class: cheep").encode(), {})
     assert status == 422 and answer["error"]["mistakes"][0]["hint"] == "did you mean `cheap`?"
-    assert answer["error"]["mistakes"][0]["line"] == 17
+    assert answer["error"]["mistakes"][0]["line"] == 18
     # A downgrade of valuable work that nobody approved.
     weaker = POLICY.replace("floors: {high: [frontier]}", "").replace("quality: {default: 0.9, extraction: {p: 0.95", "quality: {default: 0.9, extraction: {p: 0.05")
     status, _, answer = desk.post(desk.admin + "/admin/v1/policies", weaker.encode(), {})

@@ -376,3 +376,29 @@ fn dialects_that_are_not_served_say_so() {
             .contains("gemini")
     );
 }
+
+#[test]
+fn a_model_that_cannot_think_is_not_asked_to() {
+    let check = |from: Dialect, fields: Value, to: Dialect| {
+        let request = try_read(from, &body(&fields)).unwrap();
+        let target = Target {
+            dialect: to,
+            model: "m",
+            max_output_tokens: None,
+            thinking: None,
+            can_think: false,
+            stream: false,
+        };
+        let encoded = encode(&request, &target).unwrap();
+        serde_json::from_slice::<Value>(&encoded.body).unwrap()
+    };
+    let effort = || json!({ "reasoning_effort": "high" });
+    let budget = || json!({ "thinking": { "type": "enabled", "budget_tokens": 2000 } });
+    assert_eq!(check(OPENAI, effort(), OPENAI)["reasoning_effort"], Value::Null);
+    assert_eq!(check(OPENAI, effort(), ANTHROPIC).get("thinking"), None);
+    assert_eq!(
+        check(ANTHROPIC, budget(), ANTHROPIC)["thinking"],
+        json!({ "type": "disabled" })
+    );
+    assert_eq!(check(ANTHROPIC, budget(), OPENAI).get("reasoning_effort"), None);
+}
