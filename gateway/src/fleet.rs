@@ -94,6 +94,36 @@ impl Breaker {
     }
 }
 
+/// A running mean in milliseconds, a new value counting an eighth; 0 until something was measured.
+#[derive(Debug, Default)]
+struct Mean(AtomicU32);
+
+impl Mean {
+    fn add(&self, ms: u64) {
+        let ms = u32::try_from(ms).unwrap_or(u32::MAX).max(1);
+        let before = self.0.load(Ordering::Relaxed);
+        let mean = if before == 0 {
+            ms
+        } else {
+            u32::try_from((u64::from(before) * 7 + u64::from(ms)) / 8).unwrap_or(u32::MAX)
+        };
+        // Two at once: one of them is lost, which a mean does not feel.
+        self.0.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
+    }
+}
+
+/// How fast answers come, as measured.
+#[derive(Debug, Default)]
+struct Pace {
+    first_token: Mean,
+    kilotoken: Mean,
+    whole: Mean,
+}
+
 /// A model at a provider, as it stands.
 #[derive(Debug)]
 pub(crate) struct Deployment {
@@ -103,6 +133,7 @@ pub(crate) struct Deployment {
     pub(crate) max_output_tokens: Option<u64>,
     model: Arc<str>,
     limit: Option<u32>,
+    pace: Pace,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
     in_flight: Arc<AtomicU32>,
@@ -170,6 +201,31 @@ impl Deployment {
             .map_or(FIRST_SLICE, |limit| limit.min(FIRST_SLICE))
     }
 
+    /// Takes the pace of an answer: microseconds until its first byte and until its last, and its tokens.
+    pub(crate) fn paced(&self, first_us: u64, whole_us: u64, output_tokens: u64) {
+        self.pace.first_token.add(first_us / 1000);
+        self.pace.whole.add(whole_us / 1000);
+        // Few tokens tell of the network and not of the model.
+        if output_tokens >= 32 {
+            self.pace
+                .kilotoken
+                .add(whole_us.saturating_sub(first_us) / output_tokens);
+        }
+    }
+
+    /// Everybody before this request takes a turn of the usual length, as many at once as there are slots.
+    fn expected_wait_ms(&self) -> u32 {
+        let Some((slots, limit)) = self.slots.as_ref().zip(self.limit) else {
+            return 0;
+        };
+        if slots.available_permits() > 0 {
+            return 0;
+        }
+        let before = self.queued.load(Ordering::Relaxed) + 1;
+        let turn = self.pace.whole.get().unwrap_or_default();
+        turn.saturating_mul(before) / limit.max(1)
+    }
+
     /// Tokens of prefix that the provider is believed to hold after an answer: what it says it read from or wrote to
     /// its cache; of a provider that caches by itself, all of a prompt of 1,024 tokens or more.
     pub(crate) fn cached_prefix(&self, usage: &Usage) -> u64 {
@@ -199,6 +255,9 @@ impl Deployment {
             minimum: self.price.quote(facts.input_tokens, Self::first_slice(facts)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             output_rate: self.price.output_rate(facts.input_tokens),
+            wait_ms: self.expected_wait_ms(),
+            first_token_ms: self.pace.first_token.get(),
+            kilotoken_ms: self.pace.kilotoken.get(),
             ..Offer::default()
         }
     }
@@ -265,6 +324,7 @@ impl Fleet {
                 upstream: upstream.clone(),
                 model: spec.model.clone(),
                 limit,
+                pace: Pace::default(),
                 price: price(priced_at, priced_as),
                 max_output_tokens: spec.max_output_tokens,
                 breaker: Breaker {

@@ -5,9 +5,7 @@ use crate::gateway::Gateway;
 use crate::memory::Tally;
 use crate::rules::Rules;
 use dialect::Request;
-use exchange::{
-    AccountPath, Conversation, Decision, Envelope, Money, Offer, Profile, Refusal, RefusalKind, Verdict,
-};
+use exchange::{AccountPath, Conversation, Decision, Envelope, Money, Offer, Profile, Refusal, RefusalKind};
 use ledger::Principal;
 use router_policies::{
     Ask, Decided, Estimate, EstimateSource, Estimates, NoRoute, Policy, Recorded, Situation,
@@ -138,9 +136,8 @@ fn refusal(no_route: NoRoute) -> Refusal {
     if no_route.kind == RefusalKind::ModelNotFound {
         refusal.param = Some("model".into());
     }
-    // More money may come; a model that is not granted or does not exist will not.
-    let entries = &no_route.trace.entries;
-    if entries.iter().any(|entry| entry.verdict == Verdict::Unaffordable) {
+    if no_route.kind == RefusalKind::BudgetExceeded {
+        // Waiting a moment does not help, whatever the status makes an SDK believe.
         refusal.should_retry = Some(false);
     }
     refusal

@@ -120,7 +120,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     // Before the answer is out: its reader may say how it came out as soon as it is.
     note_served(&exchange, &who, id, index);
     let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
-    remember(&exchange, &who, (index, &relayed));
+    remember(&exchange, &who, (index, &relayed), &trail);
     let mut refused = None;
     if let Some(refusal) = relayed.refusal.take() {
         relayed.status = refuse(client, dialect, &refusal, id).await;
@@ -318,8 +318,8 @@ fn note_served(exchange: &Exchange<'_>, who: &Principal, id: RequestId, index: u
     }
 }
 
-/// Where the conversation is now.
-fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, &Relayed)) {
+/// Where the conversation is now, and how fast it was answered.
+fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, &Relayed), trail: &Trail) {
     let Some(usage) = relayed
         .progress
         .usage
@@ -327,7 +327,13 @@ fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, 
     else {
         return;
     };
-    let cached = exchange.rules.fleet.get(index).cached_prefix(&usage);
+    let deployment = exchange.rules.fleet.get(index);
+    let (decided, first) = (trail.timings.decided_us, trail.timings.first_byte_us);
+    if exchange.request.facts.stream && first > decided && trail.count() == 1 {
+        let whole = exchange.watch.elapsed_us().saturating_sub(decided);
+        deployment.paced(first - decided, whole, usage.output_total());
+    }
+    let cached = deployment.cached_prefix(&usage);
     if let Some(conversation) = remembered(exchange.decision, index, cached) {
         let facts = &exchange.request.facts;
         exchange
