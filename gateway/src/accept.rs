@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub(crate) enum Endpoint {
     Generate(Surface),
     Models,
+    Outcomes,
     Health,
 }
 
@@ -23,11 +24,13 @@ impl Endpoint {
                 (Self::Generate(Surface::ChatCompletions), "POST")
             }
             "/v1/messages" | "/messages" => (Self::Generate(Surface::Messages), "POST"),
+            "/v1/outcomes" => (Self::Outcomes, "POST"),
             "/v1/models" | "/models" => (Self::Models, "GET"),
             "/health" => (Self::Health, "GET"),
             path => {
                 let message = format!("there is nothing at {path}");
-                let hint = "the gateway serves /v1/chat/completions, /v1/messages and /v1/models";
+                let hint =
+                    "the gateway serves /v1/chat/completions, /v1/messages, /v1/models and /v1/outcomes";
                 return Err(Refusal::new(RefusalKind::RouteNotFound, message).hint(hint));
             }
         };

@@ -41,8 +41,9 @@ impl Reply {
 }
 
 impl Admin {
-    async fn reply(&self, client: &Client) -> Reply {
-        let path = client.path();
+    async fn reply(&self, client: &mut Client) -> Reply {
+        let path = client.path().to_owned();
+        let path = path.as_str();
         // Probes carry no secrets, and show none.
         match path {
             "/health" => return Reply::json(200, &json!({ "status": "ok" })),
@@ -62,11 +63,12 @@ impl Admin {
                 }
             }
             "/v1/budgets" => self.budgets(),
+            "/admin/v1/policies" => self.policies(client).await,
             _ => match path.strip_prefix("/v1/requests/") {
                 Some(id) => self.request(id).await,
                 None => Reply::error(
                     404,
-                    "the admin API has /health, /health/readiness, /metrics, /v1/budgets and /v1/requests/{id}",
+                    "the admin API has /health, /health/readiness, /metrics, /v1/budgets, /v1/requests/{id} and /admin/v1/policies",
                 ),
             },
         }
@@ -105,6 +107,43 @@ impl Admin {
         Reply::json(200, &shown.collect())
     }
 
+    /// `GET`: the policy in force; `POST`: another one, judged before it is adopted.
+    async fn policies(&self, client: &mut Client) -> Reply {
+        if client.session.req_header().method.as_str() != "POST" {
+            let rules = self.gateway.rules.now();
+            return Reply::json(
+                200,
+                &json!({ "version": rules.policy.version(), "text": rules.text }),
+            );
+        }
+        let limits = &self.gateway.config.limits;
+        let body = match client.read_body(limits.body_bytes, limits.body_timeout).await {
+            Ok(body) => body,
+            Err(Some(refusal)) => return Reply::error(refusal.status, &refusal.message),
+            Err(None) => return Reply::error(400, "the body did not arrive"),
+        };
+        let Ok(text) = std::str::from_utf8(&body) else {
+            return Reply::error(400, "a policy is UTF-8 text");
+        };
+        match tokio::task::block_in_place(|| self.gateway.rules.put(text)) {
+            Ok(told) => Reply::json(200, &told),
+            Err(rejected) => {
+                let mistakes = rejected.0.iter().map(|one| {
+                    json!({
+                        "line": one.line, "column": one.column, "path": one.path, "problem": one.problem,
+                        "hint": one.hint,
+                    })
+                });
+                let mistakes: Vec<_> = mistakes.collect();
+                let message = "the policy was not adopted; the one in force stays";
+                Reply::json(
+                    422,
+                    &json!({ "error": { "message": message, "mistakes": mistakes } }),
+                )
+            }
+        }
+    }
+
     async fn request(&self, id: &str) -> Reply {
         let Ok(id) = uuid::Uuid::parse_str(id) else {
             return Reply::error(400, "that is not a request id");
@@ -127,7 +166,7 @@ impl HttpServerApp for Admin {
     ) -> Option<ReusedHttpStream> {
         let session = read_head(session, shutdown, self.gateway.config.limits.keepalive).await?;
         let mut client = Client::new(session);
-        let reply = self.reply(&client).await;
+        let reply = self.reply(&mut client).await;
         let mut head = ResponseHeader::build(reply.status, Some(2)).ok()?;
         head.insert_header("content-type", reply.kind).ok()?;
         client.answer(head, reply.body).await.ok()?;

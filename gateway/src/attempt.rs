@@ -5,10 +5,12 @@ use crate::client::{Client, Gone};
 use crate::clock::Stopwatch;
 use crate::fleet::{Deployment, Permit};
 use crate::gateway::Gateway;
+use crate::rules::Rules;
 use crate::trail::Trail;
 use crate::upstream::{OpenError, Opened};
 use ::exchange::{
-    AttemptOutcome, Candidate, Decision, Phase, Refusal, RefusalKind, TokenClass, Usage, UsageSource,
+    AttemptOutcome, Candidate, Decision, Phase, Profile, Refusal, RefusalKind, ThinkingNote, TokenClass,
+    Usage, UsageSource,
 };
 use bytes::Bytes;
 use dialect::{Encoded, Request, Target};
@@ -52,6 +54,9 @@ struct Failure {
 /// Everything an attempt needs to know of the exchange.
 pub(crate) struct Exchange<'a> {
     pub(crate) gateway: &'a Gateway,
+    /// Those the exchange began with.
+    pub(crate) rules: &'a Rules,
+    pub(crate) profile: &'a Profile,
     pub(crate) request: &'a Request,
     pub(crate) decision: &'a Decision,
     pub(crate) passed_on: &'a [(&'static str, Bytes)],
@@ -89,7 +94,7 @@ async fn try_candidate(
     (candidate, has_more): (&Candidate, bool),
     (reservation, trail): (&mut Reservation, &mut Trail),
 ) -> Result<Result<Live, Option<Refusal>>, Stop> {
-    let deployment = exchange.gateway.fleet.get(candidate.index);
+    let deployment = exchange.rules.fleet.get(candidate.index);
     let mut last = None;
     let tries = if has_more { 1 } else { TRIES };
     for try_number in 1..=tries.min(ATTEMPTS.saturating_sub(trail.count())) {
@@ -175,7 +180,7 @@ fn encode(
     candidate: &Candidate,
     reservation: &Reservation,
 ) -> Result<Encoded, Stop> {
-    let deployment = exchange.gateway.fleet.get(candidate.index);
+    let deployment = exchange.rules.fleet.get(candidate.index);
     let facts = &exchange.request.facts;
     let settings = &deployment.upstream.settings;
     let ceiling = exchange.decision.ceiling.max(reservation.envelope().granted);
@@ -192,6 +197,7 @@ fn encode(
             .thinking
             .filter(|thinking| facts.thinking != Some(*thinking)),
         stream: facts.stream || settings.streams,
+        can_think: candidate.thinking_note != ThinkingNote::Unable,
     };
     dialect::encode(exchange.request, &target)
         .map_err(|error| Stop::Refused(Refusal::new(RefusalKind::InvalidRequest, error.to_string())))
@@ -204,7 +210,7 @@ fn begin(
     reservation: &mut Reservation,
     trail: &mut Trail,
 ) -> Result<(), Stop> {
-    let deployment = exchange.gateway.fleet.get(candidate.index);
+    let deployment = exchange.rules.fleet.get(candidate.index);
     let usage =
         Usage::new(UsageSource::Estimated).with(TokenClass::Input, exchange.request.facts.input_tokens);
     let intent = Intent {

@@ -4,9 +4,12 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::fleet::{Fleet, Price};
+use crate::fleet::Price;
 use crate::gateway::Gateway;
 use crate::listen::{Certificate, Listener};
+use crate::memory::Memory;
+use crate::records::Records;
+use crate::rules::{Prices, Rulebook};
 use crate::telemetry::{self, Meters};
 use crate::upstream::Upstream;
 use anyhow::Context;
@@ -21,11 +24,13 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 /// How long streams that were told to end have to do so.
 const CUT: Duration = Duration::from_secs(2);
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often the policy's file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Everything that a configuration and a policy must agree on, without starting anything.
 pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
@@ -59,7 +64,7 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
         .block_on(serve(config, policy, bookkeeping.handle()))
 }
 
-async fn serve(mut config: Config, policy: Policy, bookkeeping: &Handle) -> anyhow::Result<()> {
+async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handle) -> anyhow::Result<()> {
     let mut listeners = Vec::new();
     for settings in &config.listen {
         listeners.push(Listener::bind(settings).await?);
@@ -69,7 +74,8 @@ async fn serve(mut config: Config, policy: Policy, bookkeeping: &Handle) -> anyh
         tls: None,
     })
     .await?;
-    let fleet = fleet(&mut config, &policy)?;
+    let rules = rulebook(&mut config, policy)?;
+    let records = Records::open(config.records.as_deref())?;
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
@@ -88,8 +94,9 @@ async fn serve(mut config: Config, policy: Policy, bookkeeping: &Handle) -> anyh
     let running = Arc::new(());
     let gateway = Arc::new(Gateway {
         config,
-        policy,
-        fleet,
+        rules,
+        memory: Memory::default(),
+        records,
         ledger,
         meters,
         options,
@@ -139,6 +146,7 @@ async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) 
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hang_up = listen(SignalKind::hangup())?;
+    let (mut upkeep, mut look) = (interval(UPKEEP), interval(LOOK));
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -149,10 +157,11 @@ async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) 
                     Err(error) => tracing::error!("{error:#}; the one in use stays"),
                 }
             },
-            () = sleep(UPKEEP) => {
+            _ = upkeep.tick() => {
                 gateway.meters.upkeep();
-                gateway.fleet.sweep();
+                gateway.rules.now().fleet.sweep();
             }
+            _ = look.tick() => tokio::task::block_in_place(|| gateway.rules.look()),
         }
     }
 }
@@ -163,19 +172,19 @@ async fn idle(gateway: &Gateway) {
     }
 }
 
-fn fleet(config: &mut Config, policy: &Policy) -> anyhow::Result<Fleet> {
+fn rulebook(config: &mut Config, (policy, text): (Policy, String)) -> anyhow::Result<Rulebook> {
     let book = PriceBook::load(&config.prices)?;
     let mut upstreams = Vec::new();
     for provider in std::mem::take(&mut config.providers) {
         upstreams.push(Arc::new(Upstream::new(provider)?));
     }
     let ceiling = config.unpriced_ceiling;
-    let fleet = Fleet::new(policy, &upstreams, |provider, model| {
-        match (book.resolve(provider, model), ceiling) {
+    let prices: Prices = Box::new(
+        move |provider, model| match (book.resolve(provider, model), ceiling) {
             (Some(price), _) => Price::Known(price),
             (None, Some(ceiling)) => Price::Ceiling(ceiling, book.version().clone()),
             (None, None) => Price::Unknown,
-        }
-    })?;
-    Ok(fleet)
+        },
+    );
+    Rulebook::new(policy, (config.policy.clone(), text), (upstreams, prices))
 }

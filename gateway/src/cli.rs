@@ -78,7 +78,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config } => boot::run(&config),
         Command::Check { config } => {
-            let (read, policy) = read(&config)?;
+            let (read, (policy, _)) = read(&config)?;
             boot::check(&read, &policy)?;
             let (keys, providers) = (read.keys.len(), read.providers.len());
             let deployments = policy.deployments().len();
@@ -121,8 +121,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// The configuration and the policy it names.
-pub(crate) fn read(path: &Path) -> anyhow::Result<(Config, Policy)> {
+/// The configuration and the policy it names, with its text.
+pub(crate) fn read(path: &Path) -> anyhow::Result<(Config, (Policy, String))> {
     let config = Config::load(path)?;
     let file = config.policy.display().to_string();
     let text = std::fs::read_to_string(&config.policy).map_err(|error| {
@@ -132,5 +132,5 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<(Config, Policy)> {
         )
     })?;
     let policy = Policy::parse(&text, &file)?;
-    Ok((config, policy))
+    Ok((config, (policy, text)))
 }

@@ -7,7 +7,6 @@
 mod document;
 pub(crate) mod key;
 mod mistakes;
-mod places;
 mod resolve;
 mod secret;
 #[cfg(test)]
@@ -36,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) journal: PathBuf,
     pub(crate) fsync: ledger::Fsync,
     pub(crate) policy: PathBuf,
+    /// Where decisions are recorded for replay.
+    pub(crate) records: Option<PathBuf>,
     pub(crate) providers: Vec<Provider>,
     pub(crate) accounts: Vec<AccountSpec>,
     pub(crate) keys: Vec<KeySpec>,

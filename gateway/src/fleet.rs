@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::upstream::Upstream;
-use exchange::{Charge, Facts, Money, Offer, Usage};
+use exchange::{Charge, Conversation, Dialect, Facts, Money, Offer, Rate, TokenClass, Usage, UsageSource};
 use meter::ModelPrice;
 use router_policies::Policy;
 use smallvec::SmallVec;
@@ -13,6 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Output tokens held before a stream starts; more is held as they pass.
 const FIRST_SLICE: u64 = 256;
+/// OpenAI caches prompts from this many tokens on without being asked.
+const AUTOMATIC_CACHE: u64 = 1024;
 /// Output expected of a request that names no limit, for comparing deployments.
 const USUAL_OUTPUT: u64 = 500;
 
@@ -32,6 +34,13 @@ impl Price {
             Self::Ceiling(ceiling, _) => Some(*ceiling),
             Self::Unknown => None,
         }
+    }
+
+    /// What one more token of output costs; zero where a request is charged whole or nothing is known.
+    fn output_rate(&self, input_tokens: u64) -> Rate {
+        // Nano-dollars for a thousand tokens are pico-dollars for one.
+        let nanos = |output| self.quote(input_tokens, output).map_or(0, Money::nanos);
+        Rate(u64::try_from(nanos(1000).saturating_sub(nanos(0))).unwrap_or_default())
     }
 
     pub(crate) fn charge(&self, usage: &Usage) -> Charge {
@@ -85,6 +94,36 @@ impl Breaker {
     }
 }
 
+/// A running mean in milliseconds, a new value counting an eighth; 0 until something was measured.
+#[derive(Debug, Default)]
+struct Mean(AtomicU32);
+
+impl Mean {
+    fn add(&self, ms: u64) {
+        let ms = u32::try_from(ms).unwrap_or(u32::MAX).max(1);
+        let before = self.0.load(Ordering::Relaxed);
+        let mean = if before == 0 {
+            ms
+        } else {
+            u32::try_from((u64::from(before) * 7 + u64::from(ms)) / 8).unwrap_or(u32::MAX)
+        };
+        // Two at once: one of them is lost, which a mean does not feel.
+        self.0.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
+    }
+}
+
+/// How fast answers come, as measured.
+#[derive(Debug, Default)]
+struct Pace {
+    first_token: Mean,
+    kilotoken: Mean,
+    whole: Mean,
+}
+
 /// A model at a provider, as it stands.
 #[derive(Debug)]
 pub(crate) struct Deployment {
@@ -92,6 +131,9 @@ pub(crate) struct Deployment {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) price: Price,
     pub(crate) max_output_tokens: Option<u64>,
+    model: Arc<str>,
+    limit: Option<u32>,
+    pace: Pace,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
     in_flight: Arc<AtomicU32>,
@@ -159,6 +201,47 @@ impl Deployment {
             .map_or(FIRST_SLICE, |limit| limit.min(FIRST_SLICE))
     }
 
+    /// Takes the pace of an answer: microseconds until its first byte and until its last, and its tokens.
+    pub(crate) fn paced(&self, first_us: u64, whole_us: u64, output_tokens: u64) {
+        self.pace.first_token.add(first_us / 1000);
+        self.pace.whole.add(whole_us / 1000);
+        // Few tokens tell of the network and not of the model.
+        if output_tokens >= 32 {
+            self.pace
+                .kilotoken
+                .add(whole_us.saturating_sub(first_us) / output_tokens);
+        }
+    }
+
+    /// Everybody before this request takes a turn of the usual length, as many at once as there are slots.
+    fn expected_wait_ms(&self) -> u32 {
+        let Some((slots, limit)) = self.slots.as_ref().zip(self.limit) else {
+            return 0;
+        };
+        if slots.available_permits() > 0 {
+            return 0;
+        }
+        let before = self.queued.load(Ordering::Relaxed) + 1;
+        let turn = self.pace.whole.get().unwrap_or_default();
+        turn.saturating_mul(before) / limit.max(1)
+    }
+
+    /// Tokens of prefix that the provider is believed to hold after an answer: what it says it read from or wrote to
+    /// its cache; of a provider that caches by itself, all of a prompt of 1,024 tokens or more.
+    pub(crate) fn cached_prefix(&self, usage: &Usage) -> u64 {
+        let written = [
+            TokenClass::CacheRead,
+            TokenClass::CacheWrite,
+            TokenClass::CacheWriteHour,
+        ];
+        let said: u64 = written.iter().map(|class| usage.get(*class)).sum();
+        let input = usage.input_total();
+        if said == 0 && self.upstream.settings.dialect == Dialect::OpenaiChat && input >= AUTOMATIC_CACHE {
+            return input;
+        }
+        said
+    }
+
     fn offer(&self, facts: &Facts) -> Offer {
         let usual = facts
             .max_output_tokens
@@ -171,6 +254,11 @@ impl Deployment {
             expected: self.price.quote(facts.input_tokens, usual),
             minimum: self.price.quote(facts.input_tokens, Self::first_slice(facts)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
+            output_rate: self.price.output_rate(facts.input_tokens),
+            wait_ms: self.expected_wait_ms(),
+            first_token_ms: self.pace.first_token.get(),
+            kilotoken_ms: self.pace.kilotoken.get(),
+            ..Offer::default()
         }
     }
 }
@@ -186,7 +274,7 @@ impl Drop for Place<'_> {
 /// All deployments, in the policy's order.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    deployments: Vec<Deployment>,
+    deployments: Vec<Arc<Deployment>>,
 }
 
 /// A policy that names what the configuration does not have.
@@ -226,10 +314,18 @@ impl Fleet {
             };
             let settings = &upstream.settings;
             let limit = spec.max_in_flight.or(settings.max_in_flight);
-            deployments.push(Deployment {
+            let (priced_at, priced_as) = spec
+                .price_as
+                .as_deref()
+                .and_then(|name| name.split_once('/'))
+                .unwrap_or((&spec.provider, &spec.model));
+            deployments.push(Arc::new(Deployment {
                 id: spec.id.clone(),
                 upstream: upstream.clone(),
-                price: price(&spec.provider, &spec.model),
+                model: spec.model.clone(),
+                limit,
+                pace: Pace::default(),
+                price: price(priced_at, priced_as),
                 max_output_tokens: spec.max_output_tokens,
                 breaker: Breaker {
                     failures: AtomicU32::new(0),
@@ -241,9 +337,49 @@ impl Fleet {
                 in_flight: Arc::new(AtomicU32::new(0)),
                 queued: AtomicU32::new(0),
                 max_queued: settings.max_queued,
-            });
+            }));
         }
         Ok(Self { deployments })
+    }
+
+    /// This fleet, with the live state of what stays as it was in the old one.
+    pub(crate) fn keeping(mut self, old: &Self) -> Self {
+        let same = |a: &Deployment, b: &Deployment| {
+            a.id == b.id
+                && a.model == b.model
+                && a.limit == b.limit
+                && a.max_output_tokens == b.max_output_tokens
+                && Arc::ptr_eq(&a.upstream, &b.upstream)
+        };
+        for deployment in &mut self.deployments {
+            let kept = old.deployments.iter().find(|known| same(known, deployment));
+            // A price may have changed with `price_as`; then the deployment starts afresh.
+            if let Some(kept) = kept
+                .filter(|kept| kept.price.quote(1 << 20, 1 << 20) == deployment.price.quote(1 << 20, 1 << 20))
+            {
+                *deployment = kept.clone();
+            }
+        }
+        self
+    }
+
+    /// Notes in the offers what the conversation's deployment saves by holding its prefix.
+    pub(crate) fn credit_cache(&self, home: &Conversation, input_tokens: u64, offers: &mut [Offer]) {
+        let found = self.deployments.iter().position(|one| one.id == home.deployment);
+        if let Some(index) = found
+            && let Some(offer) = offers.get_mut(index)
+        {
+            let tokens = home.cached_tokens.min(input_tokens);
+            let cost = |class| {
+                self.deployments[index]
+                    .price
+                    .charge(&Usage::new(UsageSource::Estimated).with(class, tokens))
+                    .total
+            };
+            offer.cache_saving = cost(TokenClass::Input)
+                .minus(cost(TokenClass::CacheRead))
+                .max(Money::ZERO);
+        }
     }
 
     /// Closes connections that nobody needs any more.

@@ -2,7 +2,9 @@
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::fleet::Fleet;
+use crate::memory::Memory;
+use crate::records::Records;
+use crate::rules::Rulebook;
 use crate::serve;
 use crate::telemetry::Meters;
 use async_trait::async_trait;
@@ -11,7 +13,6 @@ use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOption
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::server::ShutdownWatch;
-use router_policies::Policy;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -19,8 +20,9 @@ use tokio::sync::watch;
 /// The gateway.
 pub(crate) struct Gateway {
     pub(crate) config: Config,
-    pub(crate) policy: Policy,
-    pub(crate) fleet: Fleet,
+    pub(crate) rules: Rulebook,
+    pub(crate) memory: Memory,
+    pub(crate) records: Records,
     pub(crate) ledger: Ledger,
     pub(crate) meters: Meters,
     pub(crate) options: HttpServerOptions,

@@ -3,20 +3,31 @@
 use crate::accept::{Endpoint, authenticate, dialect_of};
 use crate::client::Client;
 use crate::gateway::Gateway;
+use crate::memory::OutcomeForm;
 use crate::refuse::refuse;
 use bytes::Bytes;
 use dialect::ModelEntry;
-use exchange::RequestId;
+use exchange::{Refusal, RefusalKind, RequestId};
 use pingora_http::ResponseHeader;
+use serde_json::json;
 use std::sync::Arc;
 
 pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, endpoint: Endpoint, id: RequestId) {
     let dialect = dialect_of(client);
     let body = match endpoint {
         Endpoint::Health => Bytes::from_static(b"{\"status\":\"ok\"}"),
+        Endpoint::Outcomes => match outcome(gateway, client).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return,
+            Err(refusal) => {
+                refuse(client, dialect, &refusal, id).await;
+                return;
+            }
+        },
         Endpoint::Models | Endpoint::Generate(_) => match authenticate(&gateway.ledger, client) {
             Ok(who) => {
-                let policy = &gateway.policy;
+                let rules = gateway.rules.now();
+                let policy = &rules.policy;
                 let named = policy.virtual_models().iter().map(|name| (&**name, "tollgate"));
                 let deployed = policy
                     .deployments()
@@ -49,4 +60,32 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, endpoint
     {
         client.reusable = false;
     }
+}
+
+/// Takes what a caller says of an answer. `None`: the caller has gone.
+async fn outcome(gateway: &Gateway, client: &mut Client) -> Result<Option<Bytes>, Refusal> {
+    let who = authenticate(&gateway.ledger, client)?;
+    let timeout = gateway.config.limits.body_timeout;
+    let body = match client.read_body(64 << 10, timeout).await {
+        Ok(body) => body,
+        Err(Some(refusal)) => return Err(refusal),
+        Err(None) => return Ok(None),
+    };
+    let invalid = |message: String| {
+        Refusal::new(RefusalKind::InvalidRequest, message)
+            .hint("send {\"request_id\": …, \"success\": true}, or workflow_run_id in place of request_id")
+    };
+    let form: OutcomeForm =
+        serde_json::from_slice(&body).map_err(|error| invalid(format!("that is no outcome: {error}")))?;
+    if form.request_id.is_some() == form.workflow_run_id.is_some() {
+        return Err(invalid(
+            "an outcome is of one `request_id` or of one `workflow_run_id`".into(),
+        ));
+    }
+    let found = gateway.memory.outcome(&who.account.org, &form);
+    gateway.records.outcome(json!({
+        "request_id": form.request_id, "workflow_run_id": form.workflow_run_id, "success": form.success,
+        "value": form.value, "note": form.note, "org": who.account.org, "requests": found,
+    }));
+    Ok(Some(json!({ "requests": found }).to_string().into()))
 }

@@ -6,7 +6,7 @@ use crate::client::{Client, Gone};
 use crate::clock::Silence;
 use crate::fleet::{Deployment, Price};
 use crate::trail::Trail;
-use ::exchange::{AttemptOutcome, Dialect, Ending, Money, Phase, Refusal, RefusalKind};
+use ::exchange::{AttemptOutcome, Dialect, Ending, Money, Phase, Reason, Refusal, RefusalKind, ThinkingNote};
 use bytes::{Bytes, BytesMut};
 use dialect::{Answer, AnswerError, Delivery, Progress};
 use futures_util::FutureExt;
@@ -50,7 +50,7 @@ pub(crate) async fn relay(
     reservation: &mut Reservation,
     trail: &mut Trail,
 ) -> Relayed {
-    let deployment = exchange.gateway.fleet.get(live.index);
+    let deployment = exchange.rules.fleet.get(live.index);
     let from = deployment.upstream.settings.dialect;
     if !live.opened.is_event_stream() {
         return relay_whole(exchange, client, live, trail).await;
@@ -139,7 +139,7 @@ async fn finish(
     mut answer: Answer,
     over: Over,
 ) -> Relayed {
-    let deployment = exchange.gateway.fleet.get(live.index);
+    let deployment = exchange.rules.fleet.get(live.index);
     let streaming = exchange.request.facts.stream;
     let over = match over {
         Over::Done => match answer.finish() {
@@ -227,7 +227,7 @@ async fn relay_whole(
     mut live: Live,
     trail: &mut Trail,
 ) -> Relayed {
-    let deployment = exchange.gateway.fleet.get(live.index);
+    let deployment = exchange.rules.fleet.get(live.index);
     let broken = |message: String| Relayed {
         ending: Ending::UpstreamBroken,
         phase: Phase::Stream,
@@ -280,11 +280,12 @@ async fn relay_whole(
 
 fn head(exchange: &Exchange<'_>, deployment: &Deployment, kind: &'static str) -> ResponseHeader {
     // A status and names that are constants make no invalid head.
-    let mut head = ResponseHeader::build_no_case(200, Some(8)).unwrap_or_else(|_| unreachable!());
+    let mut head = ResponseHeader::build_no_case(200, Some(16)).unwrap_or_else(|_| unreachable!());
     let id = exchange.id.as_str();
     let _ = head.insert_header("content-type", kind);
     let _ = head.insert_header("x-tollgate-request-id", id);
     let _ = head.insert_header("x-tollgate-deployment", &*deployment.id);
+    explain(exchange, deployment, &mut head);
     if kind == "text/event-stream" {
         let _ = head.insert_header("cache-control", "no-cache");
     }
@@ -293,6 +294,38 @@ fn head(exchange: &Exchange<'_>, deployment: &Deployment, kind: &'static str) ->
         _ => drop(head.insert_header("x-request-id", id)),
     }
     head
+}
+
+/// Why this deployment and this much thinking.
+fn explain(exchange: &Exchange<'_>, deployment: &Deployment, head: &mut ResponseHeader) {
+    let (decision, profile) = (exchange.decision, exchange.profile);
+    let _ = head.insert_header("x-tollgate-policy", &*decision.policy_version);
+    let _ = head.insert_header("x-tollgate-value", profile.value.as_str());
+    let _ = head.insert_header("x-tollgate-latency", profile.latency.as_str());
+    let mut candidates = decision.plan.iter();
+    let first = decision.plan.first();
+    let reason = if first.deployment == deployment.id {
+        decision.reason
+    } else {
+        Reason::Fallback
+    };
+    let _ = head.insert_header("x-tollgate-reason", reason.as_str());
+    if decision.substituted {
+        let _ = head.insert_header("x-tollgate-substituted", "true");
+    }
+    if let Some(candidate) = candidates.find(|one| one.deployment == deployment.id) {
+        let _ = head.insert_header("x-tollgate-class", candidate.class.as_str());
+        let note = candidate.thinking_note;
+        if let Some(thinking) = candidate.thinking {
+            let _ = head.insert_header("x-tollgate-thinking", format!("{thinking}; {note}"));
+        } else if note != ThinkingNote::Untouched {
+            let _ = head.insert_header("x-tollgate-thinking", format!("none; {note}"));
+        }
+    }
+    // A name that is no header value is left out.
+    if let Some(workflow) = &profile.workflow {
+        let _ = head.insert_header("x-tollgate-workflow", &**workflow);
+    }
 }
 
 /// Keeps the money ahead of the stream.

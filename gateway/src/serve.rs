@@ -7,7 +7,9 @@ use crate::clock::{self, Stopwatch};
 use crate::gateway::Gateway;
 use crate::local;
 use crate::refuse::refuse;
-use crate::relay::relay;
+use crate::relay::{Relayed, relay};
+use crate::rule::{Moment, Ruled, remembered, rule};
+use crate::rules::Rules;
 use crate::settle::settle;
 use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
@@ -17,7 +19,6 @@ use exchange::{
     ValueTier,
 };
 use ledger::{Denied, Opening, Principal, Reservation};
-use router_policies::{Ask, NoRoute};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,29 +62,36 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
-    let profile = gateway.policy.classify(&request.facts, &who.account);
-    let offers = gateway.fleet.offers(&request.facts);
-    let reserved = arrival.reserve(&who, &request, &offers);
+    let rules = gateway.rules.now();
+    if let Some(said) = client.header("x-tollgate-outcome") {
+        gateway
+            .memory
+            .outcome_of_run(&who.account.org, &request.facts, said == "success");
+    }
+    let mut offers = rules.fleet.offers(&request.facts);
+    let reserved = arrival.reserve(&who, &request, (&rules, &offers));
     let mut reservation = match reserved {
         Ok(reservation) => reservation,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
-    let decided = gateway.policy.decide(&Ask {
-        facts: &request.facts,
-        account: &who.account,
-        profile: &profile,
-        grants: &who.grants,
-        offers: &offers,
-        envelope: reservation.envelope(),
+    let moment = Moment {
+        unix_s: watch.started_unix_us / 1_000_000,
         seed,
-    });
-    let decision = match decided {
-        Ok(decision) => decision,
-        Err(no_route) => {
-            return arrival
-                .refused(client, Some(&who), no_route_refusal(no_route))
-                .await;
-        }
+    };
+    let ruled = rule(
+        (&rules, gateway),
+        (&who, &request),
+        &mut offers,
+        reservation.envelope(),
+        moment,
+    );
+    let Ruled {
+        profile,
+        decision,
+        recorded,
+    } = match ruled {
+        Ok(ruled) => ruled,
+        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
     timings.decided_us = watch.elapsed_us();
 
@@ -96,6 +104,8 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     let passed_on = passed_on(client);
     let exchange = Exchange {
         gateway,
+        rules: &rules,
+        profile: &profile,
         request: &request,
         decision: &decision,
         passed_on: &passed_on,
@@ -107,19 +117,28 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Err(stop) => return settle_stop(&exchange, client, (reservation, trail), stop).await,
     };
     let (index, input_tokens) = (live.index, live.input_tokens);
+    // Before the answer is out: its reader may say how it came out as soon as it is.
+    note_served(&exchange, &who, id, index);
     let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
+    remember(&exchange, &who, (index, &relayed), &trail);
     let mut refused = None;
     if let Some(refusal) = relayed.refusal.take() {
         relayed.status = refuse(client, dialect, &refusal, id).await;
         refused = Some(refusal.kind);
     }
-    settle(
-        gateway.fleet.get(index),
+    let settled = settle(
+        rules.fleet.get(index),
         input_tokens,
         (reservation, trail),
         (relayed, refused),
         &gateway.meters,
     );
+    if let Some(mut recorded) = recorded {
+        recorded.id = id.to_string();
+        recorded.charged = settled.charged;
+        recorded.latency_ms = Some(settled.total_us / 1000);
+        gateway.records.decision(recorded);
+    }
 }
 
 /// The exchange ended before any upstream answered.
@@ -169,9 +188,9 @@ impl Arrival<'_> {
         &self,
         who: &Arc<Principal>,
         request: &Request,
-        offers: &[exchange::Offer],
+        (rules, offers): (&Rules, &[exchange::Offer]),
     ) -> Result<Reservation, Refusal> {
-        let plausible = self.gateway.policy.plausible(&request.facts.model);
+        let plausible = rules.policy.plausible(&request.facts.model);
         let minimums: SmallVec<[Money; 8]> =
             plausible.filter_map(|index| offers.get(index)?.minimum).collect();
         let ask = ledger::Ask {
@@ -229,7 +248,7 @@ impl Arrival<'_> {
             stream: request.facts.stream,
             value: profile.value,
             latency: profile.latency,
-            thinking: profile.thinking,
+            thinking: decision.plan.first().thinking,
             policy_version: decision.policy_version.clone(),
         }
     }
@@ -274,7 +293,7 @@ impl Arrival<'_> {
             value: ValueTier::Unvalued,
             latency: LatencyTier::Standard,
             thinking: None,
-            policy_version: self.gateway.policy.version().clone(),
+            policy_version: self.gateway.rules.now().policy.version().clone(),
             ending: ended.ending,
             phase: ended.phase,
             refusal: ended.refusal,
@@ -290,11 +309,36 @@ impl Arrival<'_> {
     }
 }
 
-fn no_route_refusal(no_route: NoRoute) -> Refusal {
-    let mut refusal = Refusal::new(no_route.kind, no_route.message);
-    refusal.hint = no_route.hint;
-    if no_route.kind == RefusalKind::ModelNotFound {
-        refusal.param = Some("model".into());
+/// Who serves a request of a workflow, for those who will say how it came out.
+fn note_served(exchange: &Exchange<'_>, who: &Principal, id: RequestId, index: usize) {
+    if let Some(workflow) = &exchange.profile.workflow {
+        let deployment = &exchange.rules.fleet.get(index).id;
+        let asked = (&*who.account, &exchange.request.facts);
+        exchange.gateway.memory.served(id, asked, (workflow, deployment));
     }
-    refusal
+}
+
+/// Where the conversation is now, and how fast it was answered.
+fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, &Relayed), trail: &Trail) {
+    let Some(usage) = relayed
+        .progress
+        .usage
+        .filter(|_| relayed.ending == Ending::Completed)
+    else {
+        return;
+    };
+    let deployment = exchange.rules.fleet.get(index);
+    let (decided, first) = (trail.timings.decided_us, trail.timings.first_byte_us);
+    if exchange.request.facts.stream && first > decided && trail.count() == 1 {
+        let whole = exchange.watch.elapsed_us().saturating_sub(decided);
+        deployment.paced(first - decided, whole, usage.output_total());
+    }
+    let cached = deployment.cached_prefix(&usage);
+    if let Some(conversation) = remembered(exchange.decision, index, cached) {
+        let facts = &exchange.request.facts;
+        exchange
+            .gateway
+            .memory
+            .answered(&who.account, facts, conversation);
+    }
 }

@@ -6,8 +6,14 @@ use crate::relay::Relayed;
 use crate::telemetry::Meters;
 use crate::trail::{Ended, Trail};
 use dialect::Progress;
-use exchange::{AttemptOutcome, RefusalKind, TokenClass, Usage, UsageSource};
+use exchange::{AttemptOutcome, Money, RefusalKind, TokenClass, Usage, UsageSource};
 use ledger::Reservation;
+
+/// What an exchange came to.
+pub(crate) struct Settled {
+    pub(crate) charged: Money,
+    pub(crate) total_us: u64,
+}
 
 /// Charges what was used and closes the books on the exchange.
 pub(crate) fn settle(
@@ -16,7 +22,7 @@ pub(crate) fn settle(
     (reservation, mut trail): (Reservation, Trail),
     (relayed, refusal): (Relayed, Option<RefusalKind>),
     meters: &Meters,
-) {
+) -> Settled {
     let usage = used(&relayed.progress, input_tokens);
     let charge = deployment.price.charge(&usage);
     trail.finished(relayed.outcome, 200, usage, charge);
@@ -31,7 +37,12 @@ pub(crate) fn settle(
         status,
     });
     meters.observe(&record);
+    let settled = Settled {
+        charged: record.total(),
+        total_us: record.timings.total_us,
+    };
     reservation.settle(record);
+    settled
 }
 
 /// The provider's own count if it came to its end; else what passed through, with whatever the provider said of the
@@ -67,6 +78,6 @@ pub(crate) fn charge_unanswered(exchange: &Exchange<'_>, trail: &mut Trail) {
     };
     let input_tokens = exchange.request.facts.input_tokens;
     let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, input_tokens);
-    let charge = exchange.gateway.fleet.get(index).price.charge(&usage);
+    let charge = exchange.rules.fleet.get(index).price.charge(&usage);
     trail.finished(AttemptOutcome::Cancelled, 0, usage, charge);
 }

@@ -1,12 +1,24 @@
-//! The ruling: which deployments to try, in which order, and why the others are not among them.
+//! The ruling: which deployments to try, in which order, with how much thinking, and why the others are not among
+//! them.
+//!
+//! Owns: the order of the plan and the trace. Refuses to know: the clock, sockets, prices (offers carry numbers).
+//! Invariants: total and deterministic; every deployment of the policy has exactly one line in the trace; a
+//! deployment below a floor is never in the plan of a routed request, whatever the budget.
 
-use crate::document::nearest;
-use crate::matcher::Scene;
-use crate::policy::{Capability, Deployment, Policy, Preference, Route};
+mod admit;
+mod refusal;
+mod score;
+mod think;
+
+pub(crate) use admit::is_capable;
+
+use crate::estimates::Estimates;
+use crate::policy::{CompiledRoute, Name, NamedModels, Policy, Situation, Team, Workflow};
 use exchange::{
-    AccountPath, BackendClass, Candidate, Decision, Envelope, Facts, Grants, LatencyTier, Offer, Plan,
-    Profile, RefusalKind, Trace, TraceEntry, Verdict,
+    AccountPath, Candidate, Conversation, Decision, Envelope, Facts, Grants, Money, Offer, Plan, Profile,
+    Reason, RefusalKind, Score, ThinkingNote, Trace, TraceEntry, Verdict,
 };
+use std::sync::Arc;
 
 /// Everything a decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +29,14 @@ pub struct Ask<'a> {
     pub grants: &'a Grants,
     /// One per deployment, in the policy's order.
     pub offers: &'a [Offer],
+    /// Where the conversation was answered last, if this is one.
+    pub conversation: Option<&'a Conversation>,
+    /// What is believed beyond the policy's priors.
+    pub estimates: &'a Estimates,
     pub envelope: Envelope,
+    /// Seconds since the epoch, for conditions that speak of time.
+    pub unix_s: i64,
+    /// Decides percentage splits and exploration.
     pub seed: u64,
 }
 
@@ -31,244 +50,413 @@ pub struct NoRoute {
     pub trace: Trace,
 }
 
+/// Where the members of a plan come from, in the order of trying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// The caller named the model.
+    Named,
+    /// A step of `prefer`.
+    Preferred(usize),
+    Allowed,
+    /// A step of `fallback`.
+    Fallback(usize),
+}
+
+/// A deployment in question.
+#[derive(Clone, Copy, Debug)]
+struct Contender {
+    index: usize,
+    rank: Rank,
+    verdict: Verdict,
+    score: Option<Score>,
+    thinking_note: ThinkingNote,
+}
+
+/// What rules one request.
+struct Ruling<'a> {
+    policy: &'a Policy,
+    ask: &'a Ask<'a>,
+    route: Option<&'a CompiledRoute>,
+    /// The route chooses, and the caller did not.
+    is_routed: bool,
+    substituted: bool,
+    team: Option<&'a Team>,
+    workflow: Option<&'a Workflow>,
+    /// The conversation's deployment.
+    home: Option<usize>,
+    /// How many thousandths a dollar weighs.
+    price_weight: i64,
+    /// What an escalation ends at.
+    dearest: Money,
+}
+
 impl Policy {
     /// Rules on one request. Pure: the same question gets the same answer.
     ///
     /// # Errors
     /// [`NoRoute`] with the reason that would have to change for the request to be served.
     pub fn decide(&self, ask: &Ask<'_>) -> Result<Decision, NoRoute> {
-        let route = self.route(ask);
-        let order = match route {
-            Some(route) => self.preferred(route, ask),
-            None => self.named(&ask.facts.model),
-        };
-        let mut trace = Trace {
-            route: route.map(|route| route.name.clone()),
-            entries: Vec::new(),
-        };
-        let mut plan = Vec::with_capacity(order.len());
-        for index in &order {
-            let verdict = self.judge(*index, route, ask);
-            let verdict = match verdict {
-                Verdict::Chosen if plan.is_empty() => Verdict::Chosen,
-                Verdict::Chosen => Verdict::Fallback,
-                against => against,
-            };
-            if matches!(verdict, Verdict::Chosen | Verdict::Fallback) {
-                plan.push(self.candidate(*index, ask.profile));
-            }
-            trace.entries.push(self.entry(*index, verdict, ask));
+        let ruling = Ruling::new(self, ask)?;
+        let mut contenders = ruling.contenders();
+        for contender in &mut contenders {
+            ruling.weigh(contender);
         }
-        let elsewhere = if route.is_some() {
-            Verdict::NotPreferred
-        } else {
-            Verdict::WrongModel
-        };
-        for index in (0..self.deployments().len()).filter(|index| !order.contains(index)) {
-            trace.entries.push(self.entry(index, elsewhere, ask));
-        }
-        match Plan::new(plan) {
-            Some(plan) => Ok(Decision {
-                plan,
-                ceiling: ask.envelope.granted.plus(ask.envelope.remaining),
-                deadline_ms: ask.facts.deadline_ms,
-                policy_version: self.version().clone(),
-                seed: ask.seed,
-                trace,
-            }),
-            None => Err(self.no_route(ask, &order, trace)),
-        }
+        ruling.drop_misses(&mut contenders);
+        let reason = ruling.order(&mut contenders);
+        ruling.conclude(contenders, reason)
     }
 
     /// Deployments that could come into question for a model name, by position: what must be quoted before deciding.
     pub fn plausible(&self, model: &str) -> impl Iterator<Item = usize> {
-        let any = self.virtual_models().iter().any(|name| **name == *model)
+        let is_open = self.document.named_models != NamedModels::Honour
             || self
-                .document
-                .routes
-                .iter()
-                .any(|route| route.when.names_a_model());
-        let deployments = self.deployments().iter().enumerate();
-        deployments
-            .filter(move |(_, one)| any || one.answers_to(model))
-            .map(|(index, _)| index)
-    }
-
-    /// The first route that holds. One without a condition on the model speaks of virtual models only.
-    fn route(&self, ask: &Ask<'_>) -> Option<&Route> {
-        let is_virtual = self
-            .virtual_models()
-            .iter()
-            .any(|name| **name == *ask.facts.model);
-        let mut scene = Scene::new(ask.facts, ask.account);
-        scene.workflow = ask.profile.workflow.as_deref();
-        scene.value = ask.profile.value;
-        scene.latency = ask.profile.latency;
-        self.document
-            .routes
-            .iter()
-            .find(|route| (is_virtual || route.when.names_a_model()) && route.when.holds(&scene))
-    }
-
-    fn preferred(&self, route: &Route, ask: &Ask<'_>) -> Vec<usize> {
-        let mut order = Vec::new();
-        for preference in &route.prefer {
-            let mut step: Vec<usize> = match preference {
-                Preference::Deployment(id) => self.positions(|deployment| deployment.id == *id),
-                Preference::Class { class } => self.positions(|deployment| deployment.class == *class),
-            };
-            step.sort_by_key(|index| ask.offers.get(*index).and_then(|offer| offer.expected));
-            step.retain(|index| !order.contains(index));
-            order.append(&mut step);
-        }
-        order
-    }
-
-    fn named(&self, model: &str) -> Vec<usize> {
-        self.positions(|deployment| deployment.answers_to(model))
-    }
-
-    fn positions(&self, wanted: impl Fn(&Deployment) -> bool) -> Vec<usize> {
-        let found = self.deployments().iter().enumerate();
-        found
-            .filter(|(_, deployment)| wanted(deployment))
-            .map(|(index, _)| index)
-            .collect()
-    }
-
-    /// `Chosen`, or the first reason against.
-    fn judge(&self, index: usize, route: Option<&Route>, ask: &Ask<'_>) -> Verdict {
-        let deployment = &self.deployments()[index];
-        let Some(offer) = ask.offers.get(index) else {
-            return Verdict::Unavailable;
+                .teams
+                .values()
+                .any(|team| team.named_models != NamedModels::Honour)
+            || self.routes.iter().any(|route| route.names_a_model);
+        let named: Option<&[usize]> = match self.names.get(model) {
+            Some(Name::Virtual) => None,
+            _ if is_open => None,
+            Some(Name::Deployments(found)) => Some(found),
+            None => Some(&[]),
         };
-        let granted = ask.grants.allows_model(&ask.facts.model) || ask.grants.allows_model(&deployment.model);
-        if !granted {
-            Verdict::NotGranted
-        } else if deployment.class == BackendClass::Batch && ask.profile.latency != LatencyTier::Batch {
-            Verdict::Forbidden
-        } else if route.is_some() && !self.is_good_enough(deployment.class, ask.profile.value) {
-            Verdict::BelowFloor
-        } else if !is_capable(deployment, ask.facts) {
-            Verdict::MissingCapability
-        } else if deployment
-            .context_tokens
-            .is_some_and(|context| ask.facts.input_tokens >= context)
-        {
-            Verdict::ContextTooSmall
-        } else if !offer.available {
-            Verdict::Unavailable
-        } else {
-            match offer.minimum {
-                None => Verdict::Unpriced,
-                Some(minimum) if minimum > ask.envelope.granted => Verdict::Unaffordable,
-                Some(_) => Verdict::Chosen,
+        (0..self.deployments().len()).filter(move |index| named.is_none_or(|named| named.contains(index)))
+    }
+}
+
+impl<'a> Ruling<'a> {
+    fn new(policy: &'a Policy, ask: &'a Ask<'a>) -> Result<Self, NoRoute> {
+        let team = ask.account.team.as_ref().and_then(|team| policy.teams.get(team));
+        let is_virtual = policy.is_virtual(&ask.facts.model);
+        let mode = team.map_or(policy.document.named_models, |team| team.named_models);
+        let explicit = policy.route(ask, is_virtual);
+        let (route, substituted) = match mode {
+            _ if is_virtual => (explicit, false),
+            NamedModels::Honour => (explicit, explicit.is_some()),
+            NamedModels::Refuse if explicit.is_none() => return Err(refusal::named_model(policy, ask)),
+            NamedModels::Refuse | NamedModels::Substitute => (policy.route(ask, true), true),
+        };
+        let home = ask.conversation.and_then(|one| policy.position(&one.deployment));
+        Ok(Self {
+            policy,
+            ask,
+            route,
+            is_routed: is_virtual || substituted,
+            substituted,
+            team,
+            workflow: policy.workflow(ask.profile),
+            home,
+            price_weight: policy.price_weight(ask.envelope),
+            dearest: ask
+                .offers
+                .iter()
+                .filter_map(|offer| offer.expected)
+                .max()
+                .unwrap_or_default(),
+        })
+    }
+
+    /// The deployments in question, each once.
+    fn contenders(&self) -> Vec<Contender> {
+        let contender = |index, rank| Contender {
+            index,
+            rank,
+            verdict: Verdict::Chosen,
+            score: None,
+            thinking_note: ThinkingNote::Untouched,
+        };
+        let mut found = Vec::with_capacity(self.policy.deployments().len());
+        match self.route {
+            Some(route) => {
+                for (step, members) in route.prefer.iter().enumerate() {
+                    found.extend(
+                        members
+                            .iter()
+                            .map(|index| contender(*index, Rank::Preferred(step))),
+                    );
+                }
+                found.extend(route.allow.iter().map(|index| contender(*index, Rank::Allowed)));
+                for (step, members) in route.fallback.iter().enumerate() {
+                    found.extend(
+                        members
+                            .iter()
+                            .map(|index| contender(*index, Rank::Fallback(step))),
+                    );
+                }
+                // A canary may be known to no other part of the route.
+                for (to, _) in &route.split {
+                    if !found.iter().any(|one| one.index == *to) {
+                        found.push(contender(*to, Rank::Fallback(usize::MAX)));
+                    }
+                }
+            }
+            None if self.is_routed => {
+                let all = 0..self.policy.deployments().len();
+                found.extend(all.map(|index| contender(index, Rank::Allowed)));
+            }
+            None => {
+                if let Some(Name::Deployments(named)) = self.policy.names.get(&*self.ask.facts.model) {
+                    found.extend(named.iter().map(|index| contender(*index, Rank::Named)));
+                }
+            }
+        }
+        found
+    }
+
+    fn weigh(&self, contender: &mut Contender) {
+        contender.verdict = self.admit(contender.index);
+        if contender.verdict == Verdict::Chosen {
+            let (score, note) = self.score(contender.index);
+            contender.verdict = self.service_level(&score);
+            contender.score = Some(score);
+            contender.thinking_note = note;
+        }
+    }
+
+    /// A service level that is missed rules a deployment out only where another one meets it: late is better than
+    /// never.
+    fn drop_misses(&self, contenders: &mut [Contender]) {
+        let met = contenders.iter().any(|one| one.verdict == Verdict::Chosen);
+        if !met {
+            for one in contenders {
+                if matches!(one.verdict, Verdict::TooSlow | Verdict::BelowServiceLevel) {
+                    one.verdict = Verdict::Chosen;
+                }
             }
         }
     }
 
-    fn candidate(&self, index: usize, profile: &Profile) -> Candidate {
-        let deployment = &self.deployments()[index];
-        let thinks = deployment.capabilities.contains(&Capability::Thinking);
+    /// Brings the usable contenders to the front in the order of trying, and says why the first is the first.
+    fn order(&self, contenders: &mut [Contender]) -> Reason {
+        let first_rank = contenders.first().map(|one| one.rank);
+        let utility = |one: &Contender| one.score.map_or(Money::MAX, |score| score.utility);
+        contenders.sort_by(|a, b| {
+            let usable = |one: &Contender| one.verdict == Verdict::Chosen;
+            usable(b)
+                .cmp(&usable(a))
+                .then(a.rank.cmp(&b.rank))
+                .then_with(|| utility(b).cmp(&utility(a)))
+                .then(a.index.cmp(&b.index))
+        });
+        let count = contenders
+            .iter()
+            .take_while(|one| one.verdict == Verdict::Chosen)
+            .count();
+        let usable = &mut contenders[..count];
+        let Some(first) = usable.first().copied() else {
+            return Reason::Fallback;
+        };
+        let mut draw = Draw::new(self.ask.seed);
+        if let Some(position) = self.split(draw.next(), usable) {
+            usable[..=position].rotate_right(1);
+            return Reason::Split;
+        }
+        let is_pin = self.route.is_some_and(|route| route.is_pin);
+        if !is_pin && let Some(position) = self.explore(&mut draw, usable) {
+            usable[..=position].rotate_right(1);
+            return Reason::Explored;
+        }
+        match first.rank {
+            Rank::Named => Reason::Named,
+            Rank::Allowed if self.stays_for_its_cache(usable) => Reason::Sticky,
+            Rank::Allowed if first_rank.is_some_and(|rank| rank < Rank::Allowed) => Reason::Fallback,
+            Rank::Allowed => Reason::Objective,
+            Rank::Preferred(_) if is_pin => Reason::Pinned,
+            Rank::Preferred(_) => match self.home_in_reach(usable) {
+                Some(0) if self.stays_for_its_cache(usable) => Reason::Sticky,
+                Some(position) if position > 0 => {
+                    usable[..=position].rotate_right(1);
+                    Reason::Sticky
+                }
+                _ if Some(first.rank) == first_rank => Reason::Preferred,
+                _ => Reason::Fallback,
+            },
+            Rank::Fallback(_) => Reason::Fallback,
+        }
+    }
+
+    /// The best is the conversation's deployment, and would not be without what its cache saves.
+    fn stays_for_its_cache(&self, usable: &[Contender]) -> bool {
+        let [first, second, ..] = usable else { return false };
+        let (Some(own), Some(other)) = (first.score, second.score) else {
+            return false;
+        };
+        let saved = self
+            .ask
+            .offers
+            .get(first.index)
+            .map_or(Money::ZERO, |offer| offer.cache_saving);
+        self.home == Some(first.index)
+            && first.rank == second.rank
+            && own.utility.minus(score::weighted(saved, self.price_weight)) < other.utility
+    }
+
+    /// The conversation's deployment, where staying there is worth at least as much as what is preferred to it.
+    fn home_in_reach(&self, usable: &[Contender]) -> Option<usize> {
+        let home = self.home?;
+        let position = usable.iter().position(|one| one.index == home)?;
+        let own = usable[position];
+        let saved = self
+            .ask
+            .offers
+            .get(home)
+            .is_some_and(|offer| !offer.cache_saving.is_zero());
+        let is_worth_it = own.score?.utility >= usable.first()?.score?.utility;
+        (saved && is_worth_it && !matches!(own.rank, Rank::Fallback(_))).then_some(position)
+    }
+
+    /// The position of the canary whose share the draw fell into.
+    fn split(&self, draw: f64, usable: &[Contender]) -> Option<usize> {
+        let mut from = 0.0;
+        for (to, percent) in &self.route?.split {
+            if (from..from + percent).contains(&(draw * 100.0)) {
+                return usable.iter().position(|one| one.index == *to);
+            }
+            from += percent;
+        }
+        None
+    }
+
+    /// Another allowed deployment to learn about. Conversations stay where they are.
+    fn explore(&self, draw: &mut Draw, usable: &[Contender]) -> Option<usize> {
+        let share = self.policy.document.objective.explore;
+        let reach = usable
+            .iter()
+            .take_while(|one| matches!(one.rank, Rank::Preferred(_) | Rank::Allowed));
+        let others = reach.count().saturating_sub(1);
+        if !self.is_routed || self.home.is_some() || others == 0 || draw.next() >= share {
+            return None;
+        }
+        Some(1 + ((draw.next() * others as f64) as usize).min(others - 1))
+    }
+
+    fn conclude(self, contenders: Vec<Contender>, reason: Reason) -> Result<Decision, NoRoute> {
+        let mut plan = Vec::with_capacity(contenders.len());
+        let mut trace = Trace {
+            route: self.route.map(|route| route.name.clone()),
+            notes: self.notes(),
+            entries: Vec::with_capacity(self.policy.deployments().len()),
+        };
+        let mut seen = vec![false; self.policy.deployments().len()];
+        for one in &contenders {
+            let mut verdict = one.verdict;
+            if verdict == Verdict::Chosen {
+                if !plan.is_empty() {
+                    verdict = Verdict::Fallback;
+                }
+                plan.push(self.candidate(one));
+            }
+            seen[one.index] = true;
+            trace.entries.push(self.entry(one.index, verdict, one.score));
+        }
+        let elsewhere = if self.is_routed || self.route.is_some() {
+            Verdict::NotPreferred
+        } else {
+            Verdict::WrongModel
+        };
+        for index in (0..seen.len()).filter(|index| !seen[*index]) {
+            trace.entries.push(self.entry(index, elsewhere, None));
+        }
+        let Some(plan) = Plan::new(plan) else {
+            return Err(refusal::no_route(&self, contenders.is_empty(), trace));
+        };
+        let answers = match self.policy.names.get(&*self.ask.facts.model) {
+            Some(Name::Deployments(named)) => named.contains(&plan.first().index),
+            _ => false,
+        };
+        Ok(Decision {
+            plan,
+            ceiling: self.ask.envelope.granted.plus(self.ask.envelope.remaining),
+            deadline_ms: self.ask.profile.deadline_ms,
+            policy_version: self.policy.version().clone(),
+            seed: self.ask.seed,
+            reason,
+            substituted: self.substituted && !answers,
+            trace,
+        })
+    }
+
+    fn notes(&self) -> Vec<Arc<str>> {
+        let mut notes = Vec::new();
+        if self.price_weight != 1000 {
+            let weight = self.price_weight as f64 / 1000.0;
+            notes.push(format!("the budget is thin: a dollar weighs {weight:.2}").into());
+        }
+        notes
+    }
+
+    fn candidate(&self, one: &Contender) -> Candidate {
+        let deployment = &self.policy.deployments()[one.index];
         Candidate {
-            index,
+            index: one.index,
             deployment: deployment.id.clone(),
             provider: deployment.provider.clone(),
             model: deployment.model.clone(),
             class: deployment.class,
-            thinking: profile.thinking.filter(|_| thinks),
+            thinking: one.score.and_then(|score| score.thinking),
+            thinking_note: one.thinking_note,
         }
     }
 
-    fn entry(&self, index: usize, verdict: Verdict, ask: &Ask<'_>) -> TraceEntry {
-        let expected = ask.offers.get(index).and_then(|offer| offer.expected);
+    fn entry(&self, index: usize, verdict: Verdict, score: Option<Score>) -> TraceEntry {
         TraceEntry {
-            deployment: self.deployments()[index].id.clone(),
+            deployment: self.policy.deployments()[index].id.clone(),
             verdict,
-            expected,
-        }
-    }
-
-    fn no_route(&self, ask: &Ask<'_>, order: &[usize], trace: Trace) -> NoRoute {
-        let model = &ask.facts.model;
-        if order.is_empty() {
-            let known = self
-                .virtual_models()
-                .iter()
-                .chain(self.deployments().iter().map(|known| &known.model));
-            let hint = nearest(model, known.map(|name| &**name)).map_or_else(
-                || "GET /v1/models lists the models".into(),
-                |name| format!("did you mean `{name}`?"),
-            );
-            let message = format!("the model `{model}` does not exist here");
-            return NoRoute {
-                kind: RefusalKind::ModelNotFound,
-                message,
-                hint: Some(hint),
-                trace,
-            };
-        }
-        let (kind, message, hint) = explain(&trace, model);
-        NoRoute {
-            kind,
-            message,
-            hint: Some(hint.into()),
-            trace,
+            expected: self.ask.offers.get(index).and_then(|offer| offer.expected),
+            score,
         }
     }
 }
 
-fn is_capable(deployment: &Deployment, facts: &Facts) -> bool {
-    let can = |capability| deployment.capabilities.contains(&capability);
-    (facts.tools == 0 || can(Capability::Tools))
-        && (facts.images == 0 || can(Capability::Images))
-        && (!facts.structured_output || can(Capability::StructuredOutput))
-}
+impl Policy {
+    /// The first route that holds. One without a condition on the model speaks of virtual models only.
+    fn route(&self, ask: &Ask<'_>, is_virtual: bool) -> Option<&CompiledRoute> {
+        let situation = Situation {
+            facts: ask.facts,
+            account: ask.account,
+            unix_s: ask.unix_s,
+            budget_left: ask.envelope.remaining,
+        };
+        let mut scene = situation.scene(ask.profile.workflow.as_deref());
+        scene.task = ask.profile.task.as_deref();
+        scene.value = ask.profile.value;
+        scene.latency = ask.profile.latency;
+        scene.deadline_ms = ask.profile.deadline_ms;
+        let mut routes = self.routes.iter();
+        routes.find(|route| (is_virtual || route.names_a_model) && route.test.holds(&scene))
+    }
 
-/// The reason nearest to being mended speaks for all: a request that only lacked money says so, even where another
-/// deployment could not have served it at all.
-fn explain(trace: &Trace, model: &str) -> (RefusalKind, String, &'static str) {
-    let has = |verdict| trace.entries.iter().any(|entry| entry.verdict == verdict);
-    if has(Verdict::Unaffordable) {
-        let message = format!("the budget does not cover the first tokens of any deployment for `{model}`");
-        (
-            RefusalKind::BudgetExceeded,
-            message,
-            "raise the budget, shorten the input or choose a cheaper model",
-        )
-    } else if has(Verdict::Unavailable) {
-        let message = format!("every deployment for `{model}` is down or full");
-        (RefusalKind::NoDeployment, message, "retry shortly")
-    } else if has(Verdict::Unpriced) {
-        let message = format!("no price is known for `{model}`, so its cost cannot be held against a budget");
-        (
-            RefusalKind::ModelUnpriced,
-            message,
-            "add it under `prices` in the gateway's configuration",
-        )
-    } else if has(Verdict::ContextTooSmall) {
-        let message = format!("the input is longer than any deployment for `{model}` can read");
-        (RefusalKind::ContextTooLong, message, "shorten the conversation")
-    } else if has(Verdict::MissingCapability) {
-        let message = format!("no deployment for `{model}` can do what the request asks for");
-        (
-            RefusalKind::InvalidRequest,
-            message,
-            "tools, images and structured output need a deployment that lists them",
-        )
-    } else if has(Verdict::NotGranted) {
-        let message = format!("this key may not use `{model}`");
-        (
-            RefusalKind::PermissionDenied,
-            message,
-            "ask for a key whose grants include the model",
-        )
-    } else {
-        let message = format!("the policy allows no deployment for `{model}` at this value tier");
-        (
-            RefusalKind::NoDeployment,
-            message,
-            "see `floors` and `routes` in the policy",
-        )
+    /// How many thousandths a dollar weighs, by what is left of the budget.
+    fn price_weight(&self, envelope: Envelope) -> i64 {
+        let Some(thin) = &self.document.objective.thin_budget else {
+            return 1000;
+        };
+        let (left, below) = (envelope.remaining.nanos().max(0), thin.below.0.nanos());
+        if left >= below || below <= 0 {
+            return 1000;
+        }
+        let missing = (below - left) as f64 / below as f64;
+        (1000.0 * (1.0 + (thin.price_weight - 1.0) * missing)).round() as i64
     }
 }
+
+/// Uniform numbers from a seed (SplitMix64), the same on every machine.
+pub(crate) struct Draw(u64);
+
+impl Draw {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// In 0 … 1, without 1.
+    pub(crate) fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests;

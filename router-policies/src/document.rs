@@ -1,6 +1,16 @@
 //! Reading a YAML document so that a mistake is found by its line, its path and the key that was probably meant.
 
+mod mistakes;
+pub mod places;
+mod reading;
+
+pub use mistakes::{DocumentErrors, Mistakes};
+pub use reading::read;
+
 use serde::de::DeserializeOwned;
+
+/// What is told of a key that must be there.
+const MISSING: &str = "is missing";
 
 /// Why a document could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +95,7 @@ pub fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T, DocumentE
 }
 
 /// ``unknown field `modle`, expected one of model, class``: the nearest of the expected words.
-fn nearest_in(problem: &str) -> Option<String> {
+pub(crate) fn nearest_in(problem: &str) -> Option<String> {
     let (before, expected) = problem.split_once(", expected ")?;
     let found = before.split('`').nth(1)?;
     let words = expected

@@ -1,17 +1,36 @@
-//! Routing policy: a YAML file that platform teams edit, test and explain, and the pure functions it compiles to.
+//! Routing policy: a YAML file that platform teams edit, test, explain and replay, and the pure functions it compiles to.
 //!
-//! Owns: the policy document, classification (value, latency, thinking) and the decision with its trace. Refuses to
-//! know: the clock, sockets, wire formats, prices (quotes arrive as numbers). Invariants: `classify` and `decide` are
-//! functions of their arguments alone; a deployment that is not in the plan has a verdict that says why.
+//! Owns: the policy document, classification (value, latency, thinking), the decision with its trace, and the tools
+//! that judge a policy before it ships. Refuses to know: the clock, sockets, wire formats, the price book (quotes
+//! arrive as numbers). Invariants: `classify` and `decide` are functions of their arguments alone; a deployment that
+//! is not in the plan has a verdict that says why.
 
+mod ability;
 mod cases;
+mod condition;
 mod decide;
+mod diff;
 pub mod document;
-mod matcher;
+mod estimates;
+mod explain;
+mod lint;
 mod policy;
+mod quote;
+mod replay;
+mod table;
 
-pub use cases::{Case, CaseFailure, Cases};
+pub use cases::{Case, CaseFailure, Cases, Given, Outcome};
+pub use condition::{Condition, Range, When};
 pub use decide::{Ask, NoRoute};
-pub use document::DocumentError;
-pub use matcher::{Range, When};
-pub use policy::{Capability, Deployment, Policy, PolicyDocument};
+pub use diff::{Diff, Move, Place, diff};
+pub use document::{DocumentError, DocumentErrors};
+pub use estimates::{Estimate, Estimates, ThinkingGain};
+pub use exchange::EstimateSource;
+pub use explain::{explain, trace_table};
+pub use lint::{Finding, Inversion, Inversions, Priced, Report, Severity, Standing, lint};
+pub use policy::{
+    Capability, Deployment, Dollars, LatencyLevel, LatencyRule, NamedModels, Objective, Policy,
+    PolicyDocument, Quality, ReferencePrice, Route, Situation, Speed, Spelling, Split, Step, TeamLayer,
+    TeamsDocument, ThinBudget, ThinkingAbility, ThinkingRule, ThinkingWish, ValueLevel, ValueRule, Workflow,
+};
+pub use replay::{Comparison, Decided, Flip, Interval, Recorded, Replay, Side, Summary, replay};

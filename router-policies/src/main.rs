@@ -1,65 +1,62 @@
-//! `policy`: check a policy, test it against cases, explain a ruling.
+//! `policy`: check, test, explain, compare and replay routing policies before they ship.
 
-use anyhow::{Context, bail};
+mod tool;
+
 use clap::{Parser, Subcommand};
-use router_policies::{Cases, Policy, PolicyDocument};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-/// Check and test routing policies before they ship.
+/// Check, test, explain, compare and replay routing policies before they ship.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Read a policy and report the first mistake by line, path and the key that was probably meant.
-    Check { policy: PathBuf },
-    /// Run cases against a policy; exits 1 when one does not hold.
-    Test { policy: PathBuf, cases: PathBuf },
+    /// Report every mistake of a policy by line and column, then what lint finds; exits 1 on errors.
+    Check(tool::check::Check),
+    /// Run cases against a policy and tell which rules no case reaches; exits 1 when a case does not hold.
+    Test(tool::test::Test),
+    /// Show one decision: each candidate, its score terms, and why it lost.
+    Explain(tool::explain::Explain),
+    /// Show what changes between two policies; exits 1 on a downgrade of valuable work that nobody approved.
+    Diff { old: PathBuf, new: PathBuf },
+    /// Rule again on recorded traffic: money, refusals, class shifts, expected success, and what flips.
+    Replay(tool::replay::Replay),
     /// Print the JSON schema of the policy document.
     Schema,
 }
 
-fn main() -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match Arguments::parse().command {
-        Command::Check { policy } => {
-            let read = read_policy(&policy)?;
-            writeln!(
-                out,
-                "{}: ok, version {}, {} deployments",
-                policy.display(),
-                read.version(),
-                read.deployments().len()
-            )?;
-        }
-        Command::Test { policy, cases } => {
-            let read = read_policy(&policy)?;
-            let text = std::fs::read_to_string(&cases)
-                .with_context(|| format!("cannot read {}", cases.display()))?;
-            let cases = Cases::parse(&text, &cases.display().to_string())?;
-            let failures = cases.run(&read);
-            for failure in &failures {
-                writeln!(out, "FAIL {failure}")?;
-            }
-            writeln!(out, "{} cases, {} failures", cases.0.len(), failures.len())?;
-            if !failures.is_empty() {
-                bail!("the policy does not do what the cases expect");
-            }
-        }
-        Command::Schema => {
-            let schema = schemars::schema_for!(PolicyDocument);
-            writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let format = if arguments.json {
+        tool::Format::Json
+    } else {
+        tool::Format::Text
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let ran = match arguments.command {
+        Command::Check(check) => check.run(format, &mut out),
+        Command::Test(test) => test.run(format, &mut out),
+        Command::Explain(explain) => explain.run(format, &mut out),
+        Command::Diff { old, new } => tool::diff(&old, &new, format, &mut out),
+        Command::Replay(replay) => replay.run(format, &mut out),
+        Command::Schema => tool::schema(&mut out),
+    };
+    let ended = out.flush();
+    match (ran, ended) {
+        (Ok(tool::Verdict::Good), Ok(())) => ExitCode::SUCCESS,
+        (Ok(_), _) => ExitCode::FAILURE,
+        (Err(error), _) => {
+            let _ = writeln!(std::io::stderr(), "policy: {error:#}");
+            ExitCode::from(2)
         }
     }
-    Ok(())
-}
-
-fn read_policy(path: &Path) -> anyhow::Result<Policy> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Policy::parse(&text, &path.display().to_string())?)
 }

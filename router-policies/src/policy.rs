@@ -1,175 +1,161 @@
-//! The policy document, what it means, and the classification it gives a request.
+//! A policy that was checked and is ready to rule, and the classification it gives a request.
 //!
-//! A policy has four parts. *Deployments* are models callable somewhere, each of a backend class. *Rules* give a
-//! request its value tier (what a right answer is worth), its latency tier (how soon it is needed) and its thinking
-//! budget; the first rule that holds decides, and its name is the evidence. *Floors* say which classes are good
-//! enough for a value tier, so that saving never falls on exactly the valuable work. *Routes* order deployments by
-//! preference for the virtual model names, such as `auto`; a caller who names a model gets that model.
+//! *Deployments* are models callable somewhere, each of a backend class. *Workflows* are pieces of work with an owner
+//! and a worth; rules give a value and a latency tier to requests of no workflow. *Thinking* rules bound the dial.
+//! *Floors* say which classes are good enough, so that saving never falls on exactly the valuable work. *Routes* say
+//! which deployments may serve and in which order; a caller who names a model gets what `named_models` says.
+//!
+//! Invariants: every reference was resolved to a position at load; nothing here can fail any more.
 
-use crate::document::{self, DocumentError, nearest};
-use crate::matcher::{Scene, When};
-use exchange::{AccountPath, BackendClass, Facts, LatencyTier, Profile, Thinking, ThinkingLevel, ValueTier};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashSet};
+mod compile;
+mod form;
+mod scalars;
+
+pub use form::{
+    Capability, Deployment, LatencyLevel, LatencyRule, NamedModels, Objective, PolicyDocument,
+    ReferencePrice, Route, Speed, Spelling, Split, TeamLayer, TeamsDocument, ThinBudget, ThinkingAbility,
+    ThinkingRule, ValueLevel, ValueRule, Workflow,
+};
+pub use scalars::{Dollars, Quality, Step, ThinkingWish};
+
+use crate::ability::Ability;
+use crate::condition::{Scene, Test};
+use crate::document::DocumentErrors;
+use crate::estimates::Estimate;
+use exchange::{
+    AccountPath, BackendClass, Facts, LatencyTier, Money, Profile, Rate, ThinkingGrant, ThinkingLevel,
+    ValueTier, Worth,
+};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Something a deployment can do that not all can.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Capability {
-    Tools,
-    Images,
-    StructuredOutput,
-    Thinking,
+/// Who asks what, when, and with how much money left.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    pub facts: &'a Facts,
+    pub account: &'a AccountPath,
+    /// Seconds since the epoch, UTC.
+    pub unix_s: i64,
+    /// Left in the tightest budget on the account's path; [`Money::MAX`] where there is none.
+    pub budget_left: Money,
 }
 
-/// A model callable somewhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Deployment {
-    /// The name used in this policy, in traces and in reports.
-    pub id: Arc<str>,
-    /// A provider of the gateway's configuration.
-    pub provider: Arc<str>,
-    /// The model name to send to the provider.
-    pub model: Arc<str>,
-    /// `frontier`, `cheap`, `local` or `batch`.
-    #[schemars(with = "String")]
-    pub class: BackendClass,
-    /// Other model names that callers may use for it.
-    #[serde(default)]
-    pub aliases: Vec<Arc<str>>,
-    /// Input and output together, in tokens.
-    #[serde(default)]
-    pub context_tokens: Option<u64>,
-    /// The most the model will produce, in tokens.
-    #[serde(default)]
-    pub max_output_tokens: Option<u64>,
-    /// What it can do beyond text.
-    #[serde(default)]
-    pub capabilities: Vec<Capability>,
-    /// Requests that may run there at once.
-    #[serde(default)]
-    pub max_in_flight: Option<u32>,
-}
-
-impl Deployment {
-    pub(crate) fn answers_to(&self, name: &str) -> bool {
-        *self.id == *name || *self.model == *name || self.aliases.iter().any(|alias| **alias == *name)
-    }
-}
-
-/// A named rule that sets a tier.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TierRule<T> {
-    pub(crate) name: Arc<str>,
-    #[serde(default)]
-    pub(crate) when: When,
-    #[schemars(with = "String")]
-    pub(crate) tier: T,
-}
-
-/// A named rule that grants thinking.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ThinkingRule {
-    pub(crate) name: Arc<str>,
-    #[serde(default)]
-    pub(crate) when: When,
-    /// The level to use when the caller asks for none: `none`, `minimal`, `low`, `medium`, `high`, `xhigh`, `max`.
-    #[serde(default)]
-    #[schemars(with = "Option<String>")]
-    pub(crate) level: Option<ThinkingLevel>,
-    /// The most a caller may ask for.
-    #[serde(default)]
-    #[schemars(with = "Option<String>")]
-    pub(crate) at_most: Option<ThinkingLevel>,
-}
-
-/// One step of a route's preference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub(crate) enum Preference {
-    /// A deployment by its id.
-    Deployment(Arc<str>),
-    /// Every deployment of a class, the least expected cost first.
-    Class {
-        #[schemars(with = "String")]
-        class: BackendClass,
-    },
-}
-
-/// An ordered preference.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Route {
-    pub(crate) name: Arc<str>,
-    #[serde(default)]
-    pub(crate) when: When,
-    pub(crate) prefer: Vec<Preference>,
-}
-
-/// The YAML document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PolicyDocument {
-    /// The version of this format; 1.
-    pub(crate) version: u32,
-    pub(crate) deployments: Vec<Deployment>,
-    /// What an answer is worth. Without a rule that holds: `unvalued`.
-    #[serde(default)]
-    pub(crate) value: Vec<TierRule<ValueTier>>,
-    /// How soon it is needed. Without one: `interactive` for streams, else `standard`.
-    #[serde(default)]
-    pub(crate) latency: Vec<TierRule<LatencyTier>>,
-    /// How much thinking is granted. Without one: whatever the caller asks for, else none of our doing.
-    #[serde(default)]
-    pub(crate) thinking: Vec<ThinkingRule>,
-    /// For each value tier the classes that are good enough for it. A tier left out has no floor.
-    #[serde(default)]
-    #[schemars(with = "BTreeMap<String, Vec<String>>")]
-    pub(crate) floors: BTreeMap<ValueTier, Vec<BackendClass>>,
-    /// Model names that stand for a route rather than a model.
-    #[serde(default = "auto")]
-    pub(crate) virtual_models: Vec<Arc<str>>,
-    /// The first route that holds rules.
-    #[serde(default)]
-    pub(crate) routes: Vec<Route>,
-}
-
-fn auto() -> Vec<Arc<str>> {
-    vec!["auto".into()]
-}
-
-/// A policy that was checked and is ready to rule.
+/// A policy, ready to rule.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(crate) document: PolicyDocument,
     version: Arc<str>,
+    pub(crate) tests: Tests,
+    pub(crate) routes: Vec<CompiledRoute>,
+    pub(crate) models: Vec<Model>,
+    /// By `ValueTier as usize`.
+    pub(crate) levels: [Level; ValueTier::ALL.len()],
+    /// By `LatencyTier as usize`.
+    pub(crate) service: [Service; LatencyTier::ALL.len()],
+    pub(crate) names: HashMap<Arc<str>, Name>,
+    pub(crate) teams: HashMap<Arc<str>, Team>,
+    pub(crate) workflow_positions: HashMap<Arc<str>, usize>,
+    /// Tokens that thinking is expected to use, by `ThinkingLevel as usize`.
+    pub(crate) thinking_tokens: [u64; ThinkingLevel::ALL.len()],
+}
+
+/// The conditions of the rules, in the document's order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tests {
+    pub(crate) workflows: Vec<Test>,
+    pub(crate) value: Vec<Test>,
+    pub(crate) latency: Vec<Test>,
+    pub(crate) thinking: Vec<Test>,
+}
+
+/// A route with its references resolved to positions.
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledRoute {
+    pub(crate) name: Arc<str>,
+    pub(crate) test: Test,
+    pub(crate) names_a_model: bool,
+    /// Each step's members, without those of earlier steps.
+    pub(crate) prefer: Vec<Vec<usize>>,
+    pub(crate) allow: Vec<usize>,
+    pub(crate) fallback: Vec<Vec<usize>>,
+    pub(crate) never: Vec<bool>,
+    pub(crate) is_pin: bool,
+    pub(crate) split: Vec<(usize, f64)>,
+}
+
+/// What is known of a deployment beyond what its document says.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) ability: Option<Ability>,
+    pub(crate) quality: HashMap<Arc<str>, Estimate>,
+    pub(crate) default_quality: Estimate,
+    pub(crate) first_token_ms: u32,
+    pub(crate) kilotoken_ms: u32,
+    pub(crate) rates: Option<Rates>,
+}
+
+/// Reference prices.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates {
+    pub(crate) input: Rate,
+    pub(crate) output: Rate,
+    pub(crate) cached_input: Rate,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Level {
+    pub(crate) value_per_success: Money,
+    pub(crate) failure_cost: Money,
+    pub(crate) min_success: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Service {
+    pub(crate) second: Money,
+    pub(crate) first_token_ms: Option<u64>,
+    pub(crate) total_ms: Option<u64>,
+}
+
+/// What a model name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    Virtual,
+    Deployments(Vec<usize>),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Team {
+    pub(crate) allowed: Vec<bool>,
+    pub(crate) regions: Vec<Arc<str>>,
+    pub(crate) floors: HashMap<ValueTier, Vec<BackendClass>>,
+    pub(crate) thinking_at_most: ThinkingLevel,
+    pub(crate) named_models: NamedModels,
 }
 
 impl Policy {
     /// `file` is only for messages.
     ///
     /// # Errors
-    /// The first mistake, with its place and a hint.
-    pub fn parse(text: &str, file: &str) -> Result<Self, DocumentError> {
-        let document: PolicyDocument = document::parse(text, file)?;
-        check(&document, file)?;
-        let digest = Sha256::digest(text.as_bytes());
-        let version: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self {
-            document,
-            version: version.into(),
-        })
+    /// Every mistake, with its place and a hint.
+    pub fn parse(text: &str, file: &str) -> Result<Self, DocumentErrors> {
+        Self::parse_layers((text, file), &[])
+    }
+
+    /// The organisation's document and files of teams that keep their own layers; (text, file name) each.
+    ///
+    /// # Errors
+    /// Every mistake, with its place and a hint.
+    pub fn parse_layers(org: (&str, &str), teams: &[(&str, &str)]) -> Result<Self, DocumentErrors> {
+        compile::compile(org, teams)
     }
 
     /// Hash of the text; every decision names it.
     pub fn version(&self) -> &Arc<str> {
         &self.version
+    }
+
+    pub fn document(&self) -> &PolicyDocument {
+        &self.document
     }
 
     pub fn deployments(&self) -> &[Deployment] {
@@ -180,104 +166,189 @@ impl Policy {
         &self.document.virtual_models
     }
 
-    pub(crate) fn is_good_enough(&self, class: BackendClass, value: ValueTier) -> bool {
-        self.document
-            .floors
-            .get(&value)
-            .is_none_or(|classes| classes.contains(&class))
+    pub(crate) fn position(&self, id: &str) -> Option<usize> {
+        self.deployments()
+            .iter()
+            .position(|deployment| *deployment.id == *id)
+    }
+
+    /// The policy's workflow that a profile was matched to.
+    pub(crate) fn workflow(&self, profile: &Profile) -> Option<&Workflow> {
+        let name = profile.workflow.as_ref().filter(|_| profile.matched)?;
+        let position = self.workflow_positions.get(name)?;
+        self.document.workflows.get(*position)
+    }
+
+    pub(crate) fn is_virtual(&self, model: &str) -> bool {
+        matches!(self.names.get(model), Some(Name::Virtual))
     }
 
     /// What the answer is worth, when it is needed and how much thinking it gets, with the rules that said so.
-    pub fn classify(&self, facts: &Facts, account: &AccountPath) -> Profile {
-        let mut scene = Scene::new(facts, account);
+    pub fn classify(&self, situation: &Situation<'_>) -> Profile {
+        let facts = situation.facts;
+        let declared = facts
+            .workflow
+            .as_deref()
+            .or(situation.account.workflow.as_deref());
+        let matched = first(&self.tests.workflows, &situation.scene(declared));
+        self.classify_as(
+            situation,
+            matched.map(|position| &self.document.workflows[position]),
+        )
+    }
+
+    /// The classification as if this workflow's conditions had held.
+    pub(crate) fn classify_as(&self, situation: &Situation<'_>, matched: Option<&Workflow>) -> Profile {
+        let facts = situation.facts;
+        let declared = facts
+            .workflow
+            .as_deref()
+            .map(Arc::from)
+            .or_else(|| situation.account.workflow.clone());
+        let mut scene = situation.scene(declared.as_deref());
         let mut evidence = Vec::new();
-        if let Some(rule) = self.document.value.iter().find(|rule| rule.when.holds(&scene)) {
+        let mut worth = None;
+        if let Some(workflow) = matched {
+            evidence.push(workflow.name.clone());
+            scene.workflow = Some(&workflow.name);
+            scene.task = workflow.task.as_deref();
+            worth = Some(self.worth_of(workflow));
+            scene.value = self.tier_of(workflow);
+            scene.latency = workflow.latency.unwrap_or(scene.latency);
+            scene.deadline_ms = sooner(scene.deadline_ms, workflow.deadline_ms);
+        }
+        if matched.is_none()
+            && let Some(position) = first(&self.tests.value, &scene)
+        {
+            let rule = &self.document.value[position];
             scene.value = rule.tier;
             evidence.push(rule.name.clone());
         }
-        if let Some(rule) = self.document.latency.iter().find(|rule| rule.when.holds(&scene)) {
+        let has_latency = matched.is_some_and(|workflow| workflow.latency.is_some());
+        if !has_latency && let Some(position) = first(&self.tests.latency, &scene) {
+            let rule = &self.document.latency[position];
             scene.latency = rule.tier;
             evidence.push(rule.name.clone());
         }
-        let mut thinking = facts.thinking;
-        if let Some(rule) = self.document.thinking.iter().find(|rule| rule.when.holds(&scene)) {
-            thinking = granted(rule, facts.thinking);
+        let mut thinking = ThinkingGrant {
+            wanted: facts.thinking,
+            ..ThinkingGrant::default()
+        };
+        if let Some(position) = first(&self.tests.thinking, &scene) {
+            let rule = &self.document.thinking[position];
+            thinking.at_least = rule.at_least;
+            thinking.at_most = rule.at_most;
+            match rule.level {
+                Some(ThinkingWish::This(level)) => thinking.wanted = thinking.wanted.or(Some(level)),
+                Some(ThinkingWish::ByGain) => thinking.by_gain = thinking.wanted.is_none(),
+                None => {}
+            }
             evidence.push(rule.name.clone());
         }
+        let level = self.levels[scene.value as usize];
+        let (value_per_success, failure_cost) =
+            worth.unwrap_or((level.value_per_success, level.failure_cost));
         Profile {
             value: scene.value,
             latency: scene.latency,
+            worth: Worth {
+                value_per_success,
+                failure_cost,
+                second: self.service[scene.latency as usize].second,
+            },
             thinking,
-            workflow: facts
-                .workflow
-                .as_deref()
-                .map(Arc::from)
-                .or_else(|| account.workflow.clone()),
+            deadline_ms: scene.deadline_ms,
+            task: scene.task.map(Arc::from),
+            matched: matched.is_some(),
+            workflow: matched.map(|workflow| workflow.name.clone()).or(declared),
             evidence,
         }
     }
+
+    /// What is believed of a deployment before anything is learned: the quality written for the task family, else its
+    /// default, else its class's.
+    pub fn prior(&self, index: usize, task: Option<&str>) -> Estimate {
+        let Some(model) = self.models.get(index) else {
+            return Estimate::new(f64::NAN, f64::NAN, exchange::EstimateSource::Prior);
+        };
+        let own = task.and_then(|task| model.quality.get(task));
+        *own.unwrap_or(&model.default_quality)
+    }
+
+    /// A workflow's own value tier, or the highest whose worth it reaches.
+    pub(crate) fn tier_of(&self, workflow: &Workflow) -> ValueTier {
+        if let Some(tier) = workflow.value {
+            return tier;
+        }
+        let Some(Dollars(value)) = workflow.value_per_success else {
+            return ValueTier::Unvalued;
+        };
+        let tiers = ValueTier::ALL
+            .iter()
+            .rev()
+            .filter(|tier| **tier != ValueTier::Unvalued);
+        let mut reached = tiers.filter(|tier| value >= self.levels[**tier as usize].value_per_success);
+        reached.next().copied().unwrap_or(ValueTier::Low)
+    }
+
+    /// Value of success and cost of failure.
+    pub(crate) fn worth_of(&self, workflow: &Workflow) -> (Money, Money) {
+        let level = self.levels[self.tier_of(workflow) as usize];
+        let money = |own: Option<Dollars>, tier| own.map_or(tier, |Dollars(money)| money);
+        (
+            money(workflow.value_per_success, level.value_per_success),
+            money(workflow.failure_cost, level.failure_cost),
+        )
+    }
+
+    /// Every rule's name, for coverage: workflows, value, latency and thinking rules, routes.
+    pub fn rule_names(&self) -> Vec<(&'static str, Arc<str>)> {
+        let document = &self.document;
+        let workflows = document
+            .workflows
+            .iter()
+            .map(|one| ("workflow", one.name.clone()));
+        let value = document.value.iter().map(|one| ("value", one.name.clone()));
+        let latency = document.latency.iter().map(|one| ("latency", one.name.clone()));
+        let thinking = document.thinking.iter().map(|one| ("thinking", one.name.clone()));
+        let routes = document.routes.iter().map(|one| ("route", one.name.clone()));
+        workflows
+            .chain(value)
+            .chain(latency)
+            .chain(thinking)
+            .chain(routes)
+            .collect()
+    }
 }
 
-/// What the caller asked for, lowered to the cap; the rule's own level where the caller asked for nothing.
-fn granted(rule: &ThinkingRule, asked: Option<Thinking>) -> Option<Thinking> {
-    match (asked, rule.at_most) {
-        (None, _) => rule.level.map(Thinking::Level),
-        (Some(Thinking::Level(level)), Some(cap)) if level > cap => Some(Thinking::Level(cap)),
-        // A number of tokens has no place on the dial; under a cap of none it is none.
-        (Some(Thinking::Tokens(_)), Some(ThinkingLevel::None)) => Some(Thinking::Level(ThinkingLevel::None)),
-        (asked, _) => asked,
+impl<'a> Situation<'a> {
+    pub(crate) fn scene(&self, workflow: Option<&'a str>) -> Scene<'a> {
+        Scene {
+            facts: self.facts,
+            account: self.account,
+            workflow,
+            task: None,
+            value: ValueTier::Unvalued,
+            // Without a rule, a stream is watched by someone and a whole answer is not.
+            latency: if self.facts.stream {
+                LatencyTier::Interactive
+            } else {
+                LatencyTier::Standard
+            },
+            deadline_ms: self.facts.deadline_ms,
+            unix_s: self.unix_s,
+            budget_left: self.budget_left.nanos(),
+        }
     }
 }
 
-fn check(document: &PolicyDocument, file: &str) -> Result<(), DocumentError> {
-    let fail = |path: String, problem: String| Err(DocumentError::at(file, path, problem));
-    if document.version != 1 {
-        return fail(
-            "version".into(),
-            format!(
-                "version {} is not known; this build reads version 1",
-                document.version
-            ),
-        );
+fn first(tests: &[Test], scene: &Scene<'_>) -> Option<usize> {
+    tests.iter().position(|test| test.holds(scene))
+}
+
+fn sooner(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
-    if document.deployments.is_empty() {
-        return fail(
-            "deployments".into(),
-            "a policy needs at least one deployment".into(),
-        );
-    }
-    let mut ids = HashSet::new();
-    for (position, deployment) in document.deployments.iter().enumerate() {
-        if !ids.insert(&*deployment.id) {
-            return fail(
-                format!("deployments[{position}].id"),
-                format!("`{}` is used twice", deployment.id),
-            );
-        }
-        if document.virtual_models.contains(&deployment.id) {
-            let problem = format!("`{}` is also a virtual model", deployment.id);
-            return fail(format!("deployments[{position}].id"), problem);
-        }
-    }
-    for (position, route) in document.routes.iter().enumerate() {
-        for (step, preference) in route.prefer.iter().enumerate() {
-            let path = format!("routes[{position}].prefer[{step}]");
-            match preference {
-                Preference::Deployment(id) if !ids.contains(&**id) => {
-                    let error = DocumentError::at(file, path, format!("no deployment is called `{id}`"));
-                    return Err(match nearest(id, ids.iter().copied()) {
-                        Some(known) => error.hint(format!("did you mean `{known}`?")),
-                        None => error,
-                    });
-                }
-                Preference::Class { class }
-                    if !document.deployments.iter().any(|known| known.class == *class) =>
-                {
-                    return fail(path, format!("no deployment is of class `{class}`"));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }

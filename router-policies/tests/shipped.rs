@@ -12,7 +12,7 @@ fn read(path: &str) -> String {
 
 #[test]
 fn every_shipped_policy_holds_its_cases() {
-    for name in ["default", "example"] {
+    for name in ["default", "example", "support-desk", "legal", "coding-agents"] {
         let (policy, cases) = (format!("policies/{name}.yaml"), format!("cases/{name}.yaml"));
         let parsed = Policy::parse(&read(&policy), &policy).unwrap();
         let failures = Cases::parse(&read(&cases), &cases).unwrap().run(&parsed);
@@ -24,8 +24,8 @@ fn every_shipped_policy_holds_its_cases() {
 fn the_committed_schema_is_the_current_one() {
     let current = serde_json::to_value(schemars::schema_for!(PolicyDocument)).unwrap();
     let committed: serde_json::Value = serde_json::from_str(&read("schema/policy.json")).unwrap();
-    assert_eq!(
-        committed, current,
+    assert!(
+        committed == current,
         "regenerate: cargo run -p router-policies -- schema > router-policies/schema/policy.json"
     );
 }

@@ -18,6 +18,8 @@ pub(crate) struct Document {
     pub(super) store: Store,
     /// The routing policy's file.
     pub(super) policy: String,
+    /// Where what decisions depended on is kept, a line of JSON each, for `policy replay`. Left out: nowhere.
+    pub(super) records: Option<String>,
     /// By the name that policies use.
     pub(super) providers: BTreeMap<String, Provider>,
     /// Organisations by name.
@@ -40,6 +42,7 @@ impl Default for Document {
             limits: Limits::default(),
             store: Store::default(),
             policy: "policy.yaml".into(),
+            records: None,
             providers: BTreeMap::new(),
             accounts: BTreeMap::new(),
             prices: PriceOverrides::default(),

@@ -4,7 +4,7 @@
 //! Invariants: a mistake carries a line wherever the document has one for its path.
 
 use super::Document;
-use super::places::{Node, Place, place};
+use router_policies::document::places::{Node, Place, place};
 use router_policies::{DocumentError, document};
 use serde_json::Value;
 

@@ -38,6 +38,7 @@ impl Document {
             journal: folder.join(&self.store.journal),
             fsync: self.store.fsync(mistakes),
             policy: folder.join(&self.policy),
+            records: self.records.as_ref().map(|records| folder.join(records)),
             providers: providers
                 .filter_map(|(name, provider)| provider.resolve(name, folder, mistakes))
                 .collect(),

@@ -58,6 +58,7 @@ fn main() {
                     max_output_tokens: Some(512),
                     thinking: None,
                     stream: true,
+                    can_think: true,
                 };
                 measure(
                     &format!("encode {kind} {} B to {dialect}", raw.len()),

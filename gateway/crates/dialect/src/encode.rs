@@ -20,6 +20,8 @@ pub struct Target<'a> {
     pub max_output_tokens: Option<u64>,
     /// What the policy decided; `None` leaves the caller's own setting.
     pub thinking: Option<Thinking>,
+    /// False takes the caller's own setting away: the model cannot think, and would refuse to be asked.
+    pub can_think: bool,
     /// Ask for a stream, whatever the caller asked for.
     pub stream: bool,
 }
@@ -80,7 +82,10 @@ pub fn encode(request: &Request, target: &Target<'_>) -> Result<Encoded, EncodeE
         serde_json::from_slice(&request.raw).map_err(|error| EncodeError::Invalid(error.to_string()))?;
     // The policy's word goes before the caller's.
     let target = Target {
-        thinking: target.thinking.or(request.facts.thinking),
+        thinking: target
+            .thinking
+            .or(request.facts.thinking)
+            .filter(|_| target.can_think),
         ..*target
     };
     let out = match target.dialect {
@@ -141,6 +146,7 @@ mod tests {
             max_output_tokens: None,
             thinking: None,
             stream: false,
+            can_think: true,
         }
     }
 

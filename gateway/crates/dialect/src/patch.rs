@@ -28,7 +28,12 @@ pub(crate) fn patch(request: &Request, target: &Target<'_>, losses: &mut Vec<Los
         if target.stream && !spots.include_usage {
             ask_for_usage(request, &mut edits);
         }
-        if let Some(wanted) = target.thinking {
+        if !target.can_think {
+            // The field may be null, which says nothing.
+            if let Some(spot) = spots.reasoning_effort.as_ref() {
+                edits.set(Some(spot), "reasoning_effort", "null".into());
+            }
+        } else if let Some(wanted) = target.thinking {
             let level = json!(thinking::level(wanted).as_str()).to_string();
             edits.set(spots.reasoning_effort.as_ref(), "reasoning_effort", level);
         }
@@ -41,7 +46,8 @@ pub(crate) fn patch(request: &Request, target: &Target<'_>, losses: &mut Vec<Los
             cap.is_some() && matches!(own, Thinking::Tokens(tokens) if u64::from(*tokens) >= max)
         });
         let broken_off = drop_unsigned(request, &mut edits, losses);
-        if let Some(wanted) = broken_off.or(target.thinking).or(squeezed) {
+        let off = (!target.can_think).then_some(Thinking::Level(exchange::ThinkingLevel::None));
+        if let Some(wanted) = broken_off.or(off).or(target.thinking).or(squeezed) {
             set_thinking(request, (wanted, max), &mut edits, losses);
         }
     }

@@ -54,6 +54,7 @@ fn requests_are_read_patched_and_translated() {
             max_output_tokens: Some(12_000),
             thinking: None,
             stream: true,
+            can_think: true,
         };
         let translated = encode(&request, &target).unwrap();
         let body: Value = serde_json::from_slice(&translated.body).unwrap();

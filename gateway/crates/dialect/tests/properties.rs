@@ -349,7 +349,7 @@ proptest! {
         let raw = if pretty { serde_json::to_string_pretty(&body).unwrap() } else { body.to_string() };
         let request = read_request(dialect, raw.clone().into()).unwrap();
         let thinking = level.map(Thinking::Level);
-        let target = Target { dialect, model: "the \"model\"", max_output_tokens: cap, thinking, stream };
+        let target = Target { dialect, model: "the \"model\"", max_output_tokens: cap, thinking, stream, can_think: true };
         let patched = encode(&request, &target).unwrap().body;
         let patched = std::str::from_utf8(&patched).unwrap();
 

@@ -35,6 +35,7 @@ fn encoded(from: Dialect, fields: &Value, to: Dialect, thinking: Option<Thinking
         max_output_tokens: None,
         thinking,
         stream: false,
+        can_think: true,
     };
     let encoded = encode(&request, &target).unwrap();
     (serde_json::from_slice(&encoded.body).unwrap(), encoded)
@@ -227,6 +228,7 @@ fn thinking_of_another_provider_is_not_sent_to_anthropic() {
             max_output_tokens: None,
             thinking: None,
             stream: false,
+            can_think: true,
         };
         let encoded = encode(&request, &target).unwrap();
         let sent: Value = serde_json::from_slice(&encoded.body).unwrap();
@@ -280,6 +282,7 @@ fn a_limit_below_the_callers_own_thinking_shrinks_it_too() {
             max_output_tokens: Some(cap),
             thinking: None,
             stream: false,
+            can_think: true,
         };
         serde_json::from_slice::<Value>(&encode(&request, &target).unwrap().body).unwrap()
     };
@@ -364,6 +367,7 @@ fn dialects_that_are_not_served_say_so() {
         max_output_tokens: None,
         thinking: None,
         stream: false,
+        can_think: true,
     };
     assert!(
         encode(&request, &target)
@@ -371,4 +375,30 @@ fn dialects_that_are_not_served_say_so() {
             .to_string()
             .contains("gemini")
     );
+}
+
+#[test]
+fn a_model_that_cannot_think_is_not_asked_to() {
+    let check = |from: Dialect, fields: Value, to: Dialect| {
+        let request = try_read(from, &body(&fields)).unwrap();
+        let target = Target {
+            dialect: to,
+            model: "m",
+            max_output_tokens: None,
+            thinking: None,
+            can_think: false,
+            stream: false,
+        };
+        let encoded = encode(&request, &target).unwrap();
+        serde_json::from_slice::<Value>(&encoded.body).unwrap()
+    };
+    let effort = || json!({ "reasoning_effort": "high" });
+    let budget = || json!({ "thinking": { "type": "enabled", "budget_tokens": 2000 } });
+    assert_eq!(check(OPENAI, effort(), OPENAI)["reasoning_effort"], Value::Null);
+    assert_eq!(check(OPENAI, effort(), ANTHROPIC).get("thinking"), None);
+    assert_eq!(
+        check(ANTHROPIC, budget(), ANTHROPIC)["thinking"],
+        json!({ "type": "disabled" })
+    );
+    assert_eq!(check(ANTHROPIC, budget(), OPENAI).get("reasoning_effort"), None);
 }

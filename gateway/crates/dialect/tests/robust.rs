@@ -114,6 +114,7 @@ fn ask(body: &[u8]) {
                     max_output_tokens: Some(4_000),
                     thinking,
                     stream: true,
+                    can_think: true,
                 };
                 if let Ok(encoded) = encode(&request, &target) {
                     // What goes out is JSON, whatever came in.

@@ -16,12 +16,15 @@ mod refusal;
 mod usage;
 
 pub use account::{AccountPath, Grants};
-pub use decision::{Candidate, Decision, Envelope, Plan, Trace, TraceEntry, Verdict};
+pub use decision::{
+    Candidate, Decision, Envelope, EstimateSource, Plan, Reason, Score, ThinkingNote, Trace, TraceEntry,
+    Verdict,
+};
 pub use facts::{Dialect, Facts, Surface};
-pub use fleet::{BackendClass, Offer};
+pub use fleet::{BackendClass, Conversation, Offer};
 pub use ids::{KeyHash, RequestId};
 pub use money::{Bill, Money, MoneyParseError, Rate};
-pub use profile::{LatencyTier, Profile, Thinking, ThinkingLevel, ValueTier};
+pub use profile::{LatencyTier, Profile, Thinking, ThinkingGrant, ThinkingLevel, ValueTier, Worth};
 pub use record::{AttemptOutcome, AttemptRecord, Charge, ChargeLine, Ending, Phase, Record, Timings};
 pub use refusal::{Fault, Refusal, RefusalKind};
 pub use usage::{TokenClass, Usage, UsageSource};

@@ -8,11 +8,11 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, Spanned};
 
 /// A line and a column, both from 1.
-pub(super) type Place = (usize, usize);
+pub type Place = (usize, usize);
 
 /// A document without its values.
 #[derive(Debug)]
-pub(super) enum Node {
+pub enum Node {
     Map(Vec<(Spanned<String>, Node)>),
     List(Vec<Spanned<Node>>),
     Leaf,
@@ -20,12 +20,12 @@ pub(super) enum Node {
 
 impl Node {
     /// `None` for a text that is not YAML.
-    pub(super) fn read(text: &str) -> Option<Self> {
+    pub fn read(text: &str) -> Option<Self> {
         serde_saphyr::from_str(text).ok()
     }
 
     /// Where a path leads: to the key of a value, or to an item of a list.
-    pub(super) fn find(&self, path: &str) -> Option<Place> {
+    pub fn find(&self, path: &str) -> Option<Place> {
         let mut found = None;
         let (mut node, mut rest) = (self, path);
         loop {
@@ -51,7 +51,7 @@ impl Node {
     }
 }
 
-pub(super) fn place(location: Location) -> Option<Place> {
+pub fn place(location: Location) -> Option<Place> {
     let place = (
         usize::try_from(location.line()).ok()?,
         usize::try_from(location.column()).ok()?,
