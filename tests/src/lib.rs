@@ -16,3 +16,4 @@
 pub mod certs;
 pub mod fake;
 pub mod load;
+pub mod postgres;
