@@ -17,3 +17,4 @@ pub mod certs;
 pub mod fake;
 pub mod load;
 pub mod postgres;
+pub mod storm;

@@ -170,7 +170,9 @@ impl Store {
             Some(row) => (row.int(0)?, row.int(1)?),
             None => (0, 0),
         };
-        let back = ask.give_back.nanos().min(taken - used).max(0);
+        // What was used beyond the lease has been posted as spent: it is not to be covered again.
+        let had = taken.max(used);
+        let back = ask.give_back.nanos().min(had - used).max(0);
         let values = [
             name[1],
             name[2],
@@ -190,7 +192,7 @@ impl Store {
         let Some(row) = rows.first() else {
             return Ok(None);
         };
-        let after = taken - back + row.int(0)?;
+        let after = had - back + row.int(0)?;
         if after != taken {
             let values = [name[0], name[1], name[2], Value::Int(after)];
             transaction.execute(&SET_TAKEN, &values).await?;

@@ -301,7 +301,17 @@ async fn what_exceeds_a_lease_is_posted_all_the_same(bench: &Bench) {
     store.post(&[&settlement(1, &search, 130)]).await.unwrap();
     assert_eq!(
         sums(&lease(&store, &search, (0, 50, 1), 1).await),
-        (60, 130, 130, 0)
+        (130, 130, 130, 0)
+    );
+    // The excess is spent, and no part of a later slice.
+    let raised = budget("search", 200);
+    store
+        .put_budgets(std::slice::from_ref(&raised), Source::Api, change())
+        .await
+        .unwrap();
+    assert_eq!(
+        sums(&lease(&store, &raised, (0, 50, 50), 1).await),
+        (180, 130, 130, 50)
     );
     store.release().await.unwrap();
     assert_eq!(sums(&lease(&store, &search, (0, 0, 0), 1).await), (0, 0, 130, 0));
