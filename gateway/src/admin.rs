@@ -96,8 +96,9 @@ impl Admin {
         let balances = self.gateway.ledger.all_balances(clock::unix_us());
         let shown = balances.iter().map(|balance| {
             json!({
-                "account": balance.account,
-                "period": balance.period.as_str(),
+                "budget": balance.budget.id,
+                "account": balance.budget.account.to_string(),
+                "period": balance.budget.spec.period.as_str(),
                 "limit": balance.limit.to_string(),
                 "spent": balance.spent.to_string(),
                 "reserved": balance.reserved.to_string(),

@@ -5,6 +5,7 @@ use crate::client::{Client, Gone};
 use crate::clock::Stopwatch;
 use crate::fleet::{Deployment, Permit};
 use crate::gateway::Gateway;
+use crate::refuse;
 use crate::rules::Rules;
 use crate::trail::Trail;
 use crate::upstream::{OpenError, Opened};
@@ -14,7 +15,7 @@ use ::exchange::{
 };
 use bytes::Bytes;
 use dialect::{Encoded, Request, Target};
-use ledger::{Intent, Reservation};
+use ledger::{BeginError, Intent, Reservation};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -102,7 +103,9 @@ async fn try_candidate(
             break;
         };
         let encoded = encode(exchange, candidate, reservation)?;
-        begin(exchange, candidate, reservation, trail)?;
+        if let Err(refusal) = begin(exchange, candidate, reservation, trail).await? {
+            return Ok(Err(Some(refusal)));
+        }
         let called = tokio::select! {
             biased;
             Gone = client.gone() => return Err(Stop::Gone(Phase::FirstByte)),
@@ -203,13 +206,14 @@ fn encode(
         .map_err(|error| Stop::Refused(Refusal::new(RefusalKind::InvalidRequest, error.to_string())))
 }
 
-/// Writes down that the call is about to be made, and what it will cost at least.
-fn begin(
+/// Writes down that the call is about to be made, and what it will cost at least. The inner error sends the request on to
+/// the next candidate.
+async fn begin(
     exchange: &Exchange<'_>,
     candidate: &Candidate,
     reservation: &mut Reservation,
     trail: &mut Trail,
-) -> Result<(), Stop> {
+) -> Result<Result<(), Refusal>, Stop> {
     let deployment = exchange.rules.fleet.get(candidate.index);
     let usage =
         Usage::new(UsageSource::Estimated).with(TokenClass::Input, exchange.request.facts.input_tokens);
@@ -224,16 +228,23 @@ fn begin(
         estimate: deployment.price.charge(&usage),
         usage,
     };
-    reservation.begin_attempt(intent.clone()).map_err(|error| {
-        tracing::error!(%error, "the journal cannot be written: no attempt is made");
-        let refusal = Refusal::new(
-            RefusalKind::StoreUnavailable,
-            "the gateway cannot record what a request would cost",
-        );
-        Stop::Refused(refusal.retry_after(Some(Duration::from_secs(5))))
-    })?;
+    match reservation.begin_attempt(intent.clone()).await {
+        Ok(()) => {}
+        // A budget for this model or class alone: another candidate may do.
+        Err(BeginError::Denied(denied)) => {
+            return Ok(Err(refuse::denied(&denied, exchange.watch.now_unix_us())));
+        }
+        Err(BeginError::Journal(error)) => {
+            tracing::error!(%error, "the journal cannot be written: no attempt is made");
+            let refusal = Refusal::new(
+                RefusalKind::StoreUnavailable,
+                "the gateway cannot record what a request would cost",
+            );
+            return Err(Stop::Refused(refusal.retry_after(Some(Duration::from_secs(5)))));
+        }
+    }
     trail.began(intent, exchange.watch);
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// One call, up to the head of its answer.

@@ -80,11 +80,13 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
         database: config.database.clone(),
         journal: config.journal.clone(),
         fsync: config.fsync,
+        leases: config.leases,
         accounts: config.accounts.clone(),
         keys: config.keys.clone(),
+        clock: clock::unix_us,
     };
     let ledger = bookkeeping
-        .spawn(Ledger::open(settings, clock::unix_us()))
+        .spawn(Ledger::open(settings))
         .await?
         .context("the ledger cannot be opened")?;
     let (cut_all, cut) = watch::channel(false);

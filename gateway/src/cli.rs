@@ -28,6 +28,11 @@ enum Command {
         #[arg(long, default_value = "tollgate.yaml")]
         config: PathBuf,
     },
+    /// Bring the store's schema up to date, and nothing else.
+    Migrate {
+        #[arg(long, default_value = "tollgate.yaml")]
+        config: PathBuf,
+    },
     /// Print the JSON schema of the configuration.
     Schema,
     /// Set up a folder with a configuration, a policy and a key, and run the gateway on it.
@@ -87,6 +92,15 @@ fn execute(command: Command) -> anyhow::Result<()> {
                 "{}: ok: {providers} providers, {deployments} deployments, {keys} keys",
                 config.display()
             )?;
+            Ok(())
+        }
+        Command::Migrate { config } => {
+            let database = Config::load(&config)?.database;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(ledger::migrate(&database))?;
+            writeln!(out, "the schema of {database} is up to date")?;
             Ok(())
         }
         Command::Schema => {

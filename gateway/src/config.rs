@@ -31,9 +31,10 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<Listen>,
     pub(crate) admin: Admin,
     pub(crate) limits: Limits,
-    pub(crate) database: PathBuf,
+    pub(crate) database: ledger::Database,
     pub(crate) journal: PathBuf,
     pub(crate) fsync: ledger::Fsync,
+    pub(crate) leases: ledger::Leases,
     pub(crate) policy: PathBuf,
     /// Where decisions are recorded for replay.
     pub(crate) records: Option<PathBuf>,
@@ -71,6 +72,7 @@ pub(crate) struct Limits {
     pub(crate) keepalive: Duration,
     pub(crate) drain: Duration,
     pub(crate) queue_timeout: Duration,
+    pub(crate) budget_wait: Duration,
 }
 
 #[derive(Debug)]

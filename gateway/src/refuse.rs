@@ -1,8 +1,31 @@
 //! A refusal as an HTTP answer, in the caller's dialect: the only place where one becomes the other.
 
 use crate::client::{Client, Gone};
-use exchange::{Dialect, Refusal, RequestId};
+use exchange::{Dialect, Refusal, RefusalKind, RequestId};
+use ledger::Denied;
 use pingora_http::ResponseHeader;
+use std::time::Duration;
+
+/// Why no money could be held, for the caller: which budget, what is left of it, when it resets.
+pub(crate) fn denied(denied: &Denied, now_unix_us: i64) -> Refusal {
+    match denied {
+        Denied::Budget { balance, .. } => {
+            let wait = balance.resets_unix_us.saturating_sub(now_unix_us);
+            let resets = match u64::try_from(wait / 1_000_000) {
+                Ok(seconds) if balance.resets_unix_us < i64::MAX => {
+                    format!("it resets in {} h", seconds / 3600 + 1)
+                }
+                _ => "it does not reset".into(),
+            };
+            Refusal::new(RefusalKind::BudgetExceeded, denied.to_string())
+                .hint(format!("{resets}; whoever runs the gateway can raise it"))
+                // Waiting a moment does not help, whatever the status makes an SDK believe.
+                .should_retry(false)
+        }
+        Denied::Store { .. } => Refusal::new(RefusalKind::StoreUnavailable, denied.to_string())
+            .retry_after(Some(Duration::from_secs(5))),
+    }
+}
 
 /// Answers with the refusal. Returns the status sent, or 0 where the caller had gone.
 pub(crate) async fn refuse(

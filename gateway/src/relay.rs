@@ -90,7 +90,7 @@ pub(crate) async fn relay(
                 break Over::Gone;
             }
         }
-        if !meter.covers(answer.progress(), reservation, exchange) {
+        if !meter.covers(answer.progress(), reservation).await {
             break Over::Budget;
         }
     };
@@ -347,12 +347,7 @@ impl<'a> Meter<'a> {
     }
 
     /// Whether what has passed is paid for, after holding more where little is left.
-    fn covers(
-        &mut self,
-        progress: &Progress,
-        reservation: &mut Reservation,
-        exchange: &Exchange<'_>,
-    ) -> bool {
+    async fn covers(&mut self, progress: &Progress, reservation: &mut Reservation) -> bool {
         let passed = progress.deltas.max(progress.output_bytes / 4);
         if passed + MARGIN <= self.covered || progress.complete {
             return true;
@@ -363,7 +358,7 @@ impl<'a> Meter<'a> {
             .unwrap_or_default();
         let more = wanted.minus(reservation.envelope().granted);
         if more > Money::ZERO {
-            reservation.extend(more, exchange.watch.now_unix_us());
+            reservation.extend(more).await;
         }
         self.covered = self
             .price

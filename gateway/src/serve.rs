@@ -2,11 +2,11 @@
 
 use crate::accept::{Endpoint, authenticate, dialect_of};
 use crate::attempt::{Exchange, Stop, attempt};
-use crate::client::Client;
+use crate::client::{Client, Gone};
 use crate::clock::{self, Stopwatch};
 use crate::gateway::Gateway;
 use crate::local;
-use crate::refuse::refuse;
+use crate::refuse::{self, refuse};
 use crate::relay::{Relayed, relay};
 use crate::rule::{Moment, Ruled, remembered, rule};
 use crate::rules::Rules;
@@ -15,13 +15,12 @@ use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
 use dialect::Request;
 use exchange::{
-    Dialect, Ending, LatencyTier, Money, Phase, Record, Refusal, RefusalKind, RequestId, Surface, Timings,
-    ValueTier,
+    Dialect, Ending, LatencyTier, Money, Phase, Record, Refusal, RequestId, Surface, Timings, ValueTier,
 };
-use ledger::{Denied, Opening, Principal, Reservation};
+use ledger::{Opening, Principal, Reservation};
+use router_policies::Situation;
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Serves one exchange to its end and leaves its record with the ledger.
 pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
@@ -68,15 +67,29 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
             .memory
             .outcome_of_run(&who.account.org, &request.facts, said == "success");
     }
-    let mut offers = rules.fleet.offers(&request.facts);
-    let reserved = arrival.reserve(&who, &request, (&rules, &offers));
-    let mut reservation = match reserved {
-        Ok(reservation) => reservation,
-        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
-    };
     let moment = Moment {
         unix_s: watch.started_unix_us / 1_000_000,
         seed,
+    };
+    let workflow = rules.policy.workflow_for(&Situation {
+        facts: &request.facts,
+        account: &who.account,
+        unix_s: moment.unix_s,
+        budget_left: Money::MAX,
+    });
+    let mut offers = rules.fleet.offers(&request.facts);
+    let reserved = {
+        let reserving = arrival.reserve(&who, &request, (&rules, &offers, workflow.as_ref()));
+        tokio::select! {
+            biased;
+            reserved = reserving => Some(reserved),
+            Gone = client.gone() => None,
+        }
+    };
+    let mut reservation = match reserved {
+        Some(Ok(reservation)) => reservation,
+        Some(Err(refusal)) => return arrival.refused(client, Some(&who), refusal).await,
+        None => return arrival.left(client, &who),
     };
     let ruled = rule(
         (&rules, gateway),
@@ -184,11 +197,11 @@ struct Arrival<'a> {
 impl Arrival<'_> {
     /// Holds money for the start of the answer: what the dearest deployment in question needs, or as much of it as
     /// lets the least dear one start. The decision must fit what was granted.
-    fn reserve(
+    async fn reserve(
         &self,
-        who: &Arc<Principal>,
+        who: &Principal,
         request: &Request,
-        (rules, offers): (&Rules, &[exchange::Offer]),
+        (rules, offers, workflow): (&Rules, &[exchange::Offer], Option<&Arc<str>>),
     ) -> Result<Reservation, Refusal> {
         let plausible = rules.policy.plausible(&request.facts.model);
         let minimums: SmallVec<[Money; 8]> =
@@ -196,32 +209,13 @@ impl Arrival<'_> {
         let ask = ledger::Ask {
             want: minimums.iter().copied().max().unwrap_or_default(),
             least: minimums.iter().copied().min().unwrap_or_default(),
+            workflow,
+            labels: &request.facts.labels,
+            patience: self.gateway.config.limits.budget_wait,
             now_unix_us: self.watch.now_unix_us(),
         };
-        self.gateway
-            .ledger
-            .reserve(who, self.id, ask)
-            .map_err(|denied| self.denied(&denied))
-    }
-
-    fn denied(&self, denied: &Denied) -> Refusal {
-        match denied {
-            Denied::Budget { balance, .. } => {
-                let wait = balance.resets_unix_us.saturating_sub(self.watch.now_unix_us());
-                let resets = match u64::try_from(wait / 1_000_000) {
-                    Ok(seconds) if balance.resets_unix_us < i64::MAX => {
-                        format!("it resets in {} h", seconds / 3600 + 1)
-                    }
-                    _ => "it does not reset".into(),
-                };
-                Refusal::new(RefusalKind::BudgetExceeded, denied.to_string())
-                    .hint(format!("{resets}; raise it under `accounts` of the gateway's configuration"))
-                    // Waiting a moment does not help, whatever the status makes an SDK believe.
-                    .should_retry(false)
-            }
-            Denied::Store { .. } => Refusal::new(RefusalKind::StoreUnavailable, denied.to_string())
-                .retry_after(Some(Duration::from_secs(5))),
-        }
+        let reserved = self.gateway.ledger.reserve(who, self.id, ask).await;
+        reserved.map_err(|denied| refuse::denied(&denied, self.watch.now_unix_us()))
     }
 
     fn opening(

@@ -185,16 +185,29 @@ impl Policy {
 
     /// What the answer is worth, when it is needed and how much thinking it gets, with the rules that said so.
     pub fn classify(&self, situation: &Situation<'_>) -> Profile {
+        self.classify_as(situation, self.matched(situation))
+    }
+
+    /// The workflow that a request is for: the one whose conditions hold, else the one that was declared. Known before
+    /// money is held, since it says whose money; so its conditions see every budget as untouched.
+    pub fn workflow_for(&self, situation: &Situation<'_>) -> Option<Arc<str>> {
+        let matched = self.matched(situation).map(|workflow| workflow.name.clone());
+        matched
+            .or_else(|| situation.facts.workflow.as_deref().map(Arc::from))
+            .or_else(|| situation.account.workflow.clone())
+    }
+
+    fn matched(&self, situation: &Situation<'_>) -> Option<&Workflow> {
         let facts = situation.facts;
         let declared = facts
             .workflow
             .as_deref()
             .or(situation.account.workflow.as_deref());
-        let matched = first(&self.tests.workflows, &situation.scene(declared));
-        self.classify_as(
-            situation,
-            matched.map(|position| &self.document.workflows[position]),
-        )
+        let scene = Scene {
+            budget_left: i64::MAX,
+            ..situation.scene(declared)
+        };
+        first(&self.tests.workflows, &scene).map(|position| &self.document.workflows[position])
     }
 
     /// The classification as if this workflow's conditions had held.

@@ -16,3 +16,5 @@
 pub mod certs;
 pub mod fake;
 pub mod load;
+pub mod postgres;
+pub mod storm;

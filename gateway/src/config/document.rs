@@ -1,6 +1,6 @@
 //! The YAML document: its keys, their units and their defaults. `config.example.yaml` documents the same ones.
 
-use ledger::Period;
+use ledger::{Enforcement, Period};
 use meter::{Dollars, PriceOverrides};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -104,6 +104,8 @@ pub(crate) struct Limits {
     pub(super) drain_s: u64,
     /// The longest a request waits for a slot at a deployment.
     pub(super) queue_timeout_ms: u64,
+    /// The longest a request waits for money that other requests hold but have not spent.
+    pub(super) budget_wait_ms: u64,
 }
 
 impl Default for Limits {
@@ -115,16 +117,19 @@ impl Default for Limits {
             keepalive_s: 75,
             drain_s: 30,
             queue_timeout_ms: 30_000,
+            budget_wait_ms: 10_000,
         }
     }
 }
 
-/// The embedded store.
+/// Where the ledger is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Store {
-    /// The SQLite file.
+    /// The embedded store: an SQLite file for one gateway. Not used where `postgres` is set.
     pub(super) database: String,
+    /// The store that any number of gateways share.
+    pub(super) postgres: Option<Postgres>,
     /// The journal's folder; one process at a time.
     pub(super) journal: String,
     /// When the journal is put on the disk itself, which matters if power fails; a killed process loses nothing either
@@ -132,17 +137,48 @@ pub(crate) struct Store {
     /// `each`: before each upstream call, which then waits for the disk (0.1 to 10 ms).
     pub(super) fsync: Fsync,
     pub(super) fsync_interval_ms: u64,
+    /// What happens when this gateway's slice of a budget is used up while the store is away. `fail_closed`: requests are
+    /// refused. `allow_up_to`: each gateway may spend `allow_dollars` more of each budget, which may so exceed its limit.
+    pub(super) when_away: WhenAway,
+    pub(super) allow_dollars: Option<Dollars>,
+    /// A gateway that has been silent for so long is given up: its slices count as spent until it comes back with its
+    /// journal.
+    pub(super) lapse_after_s: u64,
 }
 
 impl Default for Store {
     fn default() -> Self {
         Self {
             database: "tollgate.db".into(),
+            postgres: None,
             journal: "journal".into(),
             fsync: Fsync::Never,
             fsync_interval_ms: 1_000,
+            when_away: WhenAway::FailClosed,
+            allow_dollars: None,
+            lapse_after_s: 600,
         }
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Postgres {
+    /// `env:NAME` or `file:PATH`, holding `postgres://user:password@host:port/database`.
+    pub(super) url: String,
+    #[serde(default = "connections")]
+    pub(super) connections: u32,
+}
+
+const fn connections() -> u32 {
+    8
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WhenAway {
+    FailClosed,
+    AllowUpTo,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -282,9 +318,33 @@ impl Team {
 pub(crate) struct Budget {
     /// US dollars as text, such as "250.00".
     pub(super) limit_dollars: Dollars,
-    /// `day`, `week`, `month` or `lifetime`, from midnight UTC.
+    /// `day`, `week`, `month`, `quarter` or `total`; calendar windows, from midnight in `zone`.
     #[schemars(with = "String")]
     pub(super) per: Period,
+    /// An IANA time zone. Left out: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) zone: Option<String>,
+    /// `hard`: what does not fit is refused. `soft`: nothing is refused, alerts are raised.
+    #[serde(default, skip_serializing_if = "is_hard")]
+    #[schemars(with = "String")]
+    pub(super) enforcement: Enforcement,
+    /// Percent of the limit at which an alert is raised, once per window each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) alerts_percent: Vec<u16>,
+    /// Models that count; a name may end in `*`. Left out: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) models: Vec<String>,
+    /// Backend classes that count: `frontier`, `cheap`, `local`, `batch`. Left out: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub(super) classes: Vec<exchange::BackendClass>,
+    /// Labels that a request must carry to count.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) tags: BTreeMap<String, String>,
+}
+
+fn is_hard(enforcement: &Enforcement) -> bool {
+    *enforcement == Enforcement::Hard
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

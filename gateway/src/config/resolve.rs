@@ -7,7 +7,7 @@ use super::document::{self, Document};
 use super::mistakes::Mistakes;
 use super::{Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, Provider, Secret, TlsFiles};
 use exchange::{AccountPath, Dialect, Grants, KeyHash};
-use ledger::{AccountSpec, BudgetSpec, Fsync, KeySpec};
+use ledger::{AccountSpec, BudgetSpec, Database, Fsync, Increase, KeySpec, Leases, Scope, WhenAway, Zone};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,9 +34,10 @@ impl Document {
             listen: self.listeners(folder, mistakes),
             admin: self.admin(folder, mistakes),
             limits: self.limits.resolve(mistakes),
-            database: folder.join(&self.store.database),
+            database: self.store.database(folder, mistakes),
             journal: folder.join(&self.store.journal),
             fsync: self.store.fsync(mistakes),
+            leases: self.store.leases(mistakes),
             policy: folder.join(&self.policy),
             records: self.records.as_ref().map(|records| folder.join(records)),
             providers: providers
@@ -135,11 +136,57 @@ impl document::Limits {
             keepalive: seconds("keepalive_s", self.keepalive_s),
             drain: Duration::from_secs(self.drain_s),
             queue_timeout: Duration::from_millis(self.queue_timeout_ms),
+            budget_wait: Duration::from_millis(self.budget_wait_ms),
         }
     }
 }
 
 impl document::Store {
+    fn database(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Database {
+        let file = Database::Sqlite(folder.join(&self.database));
+        let Some(postgres) = &self.postgres else {
+            return file;
+        };
+        let Some(url) = mistakes.keep("store.postgres.url", Secret::resolve(&postgres.url, folder)) else {
+            return file;
+        };
+        if !url.expose().starts_with("postgres://") && !url.expose().starts_with("postgresql://") {
+            mistakes.hinted(
+                "store.postgres.url",
+                "holds no Postgres URL",
+                "it looks like postgres://user:password@host:5432/database",
+            );
+        }
+        Database::Postgres {
+            url: url.expose().to_owned(),
+            connections: postgres.connections,
+        }
+    }
+
+    fn leases(&self, mistakes: &mut Mistakes<'_>) -> Leases {
+        let when_away = match (self.when_away, &self.allow_dollars) {
+            (document::WhenAway::FailClosed, _) => WhenAway::FailClosed,
+            (document::WhenAway::AllowUpTo, Some(dollars)) => WhenAway::AllowUpTo(
+                mistakes
+                    .keep("store.allow_dollars", dollars.money())
+                    .unwrap_or_default(),
+            ),
+            (document::WhenAway::AllowUpTo, None) => {
+                mistakes.hinted(
+                    "store.when_away",
+                    "does not say how much",
+                    "set `store.allow_dollars`",
+                );
+                WhenAway::FailClosed
+            }
+        };
+        let lapse_after = Duration::from_secs(self.lapse_after_s);
+        Leases {
+            when_away,
+            lapse_after: limit(lapse_after, "store.lapse_after_s", mistakes),
+        }
+    }
+
     fn fsync(&self, mistakes: &mut Mistakes<'_>) -> Fsync {
         let interval = Duration::from_millis(self.fsync_interval_ms);
         match self.fsync {
@@ -250,13 +297,43 @@ fn check_name(name: &str, at: &str, mistakes: &mut Mistakes<'_>) {
 
 fn budgets(budgets: &[document::Budget], at: &str, mistakes: &mut Mistakes<'_>) -> Vec<BudgetSpec> {
     let resolved = budgets.iter().enumerate().filter_map(|(index, budget)| {
-        let at = format!("{at}.budgets[{index}].limit_dollars");
+        let at = |key: &str| format!("{at}.budgets[{index}].{key}");
+        let zone = budget.zone.as_deref();
+        let zone = zone.map_or(Some(Zone::default()), |name| {
+            mistakes.keep(at("zone"), Zone::parse(name))
+        });
+        if budget.alerts_percent.contains(&0) {
+            mistakes.add(at("alerts_percent"), "has a 0: an alert at nothing says nothing");
+        }
+        let tags = budget.tags.iter();
         Some(BudgetSpec {
-            limit: mistakes.keep(at, budget.limit_dollars.money())?,
+            limit: mistakes.keep(at("limit_dollars"), budget.limit_dollars.money())?,
             period: budget.per,
+            zone: zone?,
+            enforcement: budget.enforcement,
+            thresholds: budget.alerts_percent.clone(),
+            scope: Scope {
+                models: budget.models.iter().map(|model| model.as_str().into()).collect(),
+                classes: budget.classes.clone(),
+                tags: tags
+                    .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+                    .collect(),
+            },
+            increase: Increase::default(),
         })
     });
-    resolved.collect()
+    let resolved: Vec<BudgetSpec> = resolved.collect();
+    for (index, budget) in resolved.iter().enumerate() {
+        let same = |other: &BudgetSpec| {
+            let key = |spec: &BudgetSpec| (spec.period, spec.enforcement, spec.scope.clone());
+            key(other) == key(budget) && other.zone == budget.zone
+        };
+        if resolved[..index].iter().any(same) {
+            let problem = "is for the same window and traffic as one before it";
+            mistakes.hinted(format!("{at}.budgets[{index}]"), problem, "keep the smaller");
+        }
+    }
+    resolved
 }
 
 impl document::Provider {

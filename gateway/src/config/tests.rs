@@ -62,7 +62,10 @@ fn an_empty_document_is_a_configuration() {
     let config = parse("{}").unwrap();
     assert_eq!(config.limits.body_bytes, 32 << 20);
     assert_eq!(config.policy, Path::new("/folder/policy.yaml"));
-    assert_eq!(config.database, Path::new("/folder/tollgate.db"));
+    assert_eq!(
+        config.database,
+        ledger::Database::Sqlite("/folder/tollgate.db".into())
+    );
 }
 
 #[test]

@@ -13,9 +13,11 @@ use exchange::{
     LatencyTier, Money, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
     ValueTier,
 };
-use ledger::{AccountSpec, Ask, BudgetSpec, Fsync, Intent, KeySpec, Ledger, Opening, Period, Settings};
+use ledger::{
+    AccountSpec, Ask, BudgetSpec, Database, Fsync, Intent, KeySpec, Leases, Ledger, Opening, Period, Settings,
+};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const ROUNDS: u64 = 8;
 const TIMES: u64 = 10_000;
@@ -33,6 +35,7 @@ fn settings(folder: &std::path::Path) -> Settings {
     let budget = BudgetSpec {
         limit: Money::from_dollars(1_000_000),
         period: Period::Month,
+        ..BudgetSpec::default()
     };
     let team = AccountPath {
         workflow: None,
@@ -40,18 +43,20 @@ fn settings(folder: &std::path::Path) -> Settings {
         ..account()
     };
     Settings {
-        database: folder.join("ledger.db"),
+        database: Database::Sqlite(folder.join("ledger.db")),
         journal: folder.join("journal"),
         fsync: Fsync::Never,
+        leases: Leases::default(),
+        clock: now_us,
         accounts: vec![AccountSpec {
             path: team,
-            budgets: vec![budget],
+            budgets: vec![budget.clone()],
         }],
         keys: vec![KeySpec {
             hash: KeyHash([1; 32]),
             account: account(),
             grants: Grants::default(),
-            budgets: vec![budget],
+            budgets: vec![budget.clone()],
             disabled: false,
         }],
     }
@@ -141,7 +146,7 @@ fn record(request: RequestId, intent: &Intent) -> Record {
 #[tokio::main]
 async fn main() {
     let folder = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(settings(folder.path()), now_us()).await.unwrap();
+    let ledger = Ledger::open(settings(folder.path())).await.unwrap();
     let who = ledger.authenticate(&KeyHash([1; 32])).unwrap();
     let (mut best, cpu) = (f64::INFINITY, cpu_ns());
     for round in 0..ROUNDS {
@@ -154,9 +159,12 @@ async fn main() {
             let ask = Ask {
                 want: Money::from_nanos(400_000),
                 least: Money::from_nanos(300_000),
+                workflow: None,
+                labels: &[],
+                patience: Duration::ZERO,
                 now_unix_us: now,
             };
-            let mut held = ledger.reserve(&who, request, ask).unwrap();
+            let mut held = ledger.reserve(&who, request, ask).await.unwrap();
             let opening = Arc::new(Opening {
                 started_unix_us: now,
                 account: who.account.clone(),
@@ -170,7 +178,7 @@ async fn main() {
                 policy_version: "5f2d1c0a9b8e".into(),
             });
             let intent = intent(&opening);
-            held.begin_attempt(intent.clone()).unwrap();
+            held.begin_attempt(intent.clone()).await.unwrap();
             held.settle(record(request, &intent));
         }
         let each = start.elapsed().as_nanos() as f64 / TIMES as f64;

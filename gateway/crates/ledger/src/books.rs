@@ -1,194 +1,625 @@
-//! The balances in memory: what is spent and held in every budget window, changed under one short lock.
+//! What this node may spend and has spent, in memory: two-phase transfers against slices of budgets. No IO, no clock.
 //!
-//! A window that ends drops what was spent in it and keeps what is held: money held across midnight counts against
-//! the new window until it is settled there.
+//! A transfer is *pending* while its [`Transfer`] lives: its money is held in every hard budget on its path, in the window
+//! in which it was admitted, whatever the calendar says later. It is *posted* with what was really spent, *voided* with
+//! nothing, or *expired* when this node is given up by the others ([`Books::lapse`]): then its share of the budgets has
+//! been written off, it gives nothing back here, and what it still posts is late. A transfer is consumed by its end, so
+//! that it cannot end twice; across crashes the store takes each request once.
+//!
+//! Invariant: in every cell `spent + reserved ≤ granted` after a grant, where `granted` is the slice that the store gave
+//! this node; the store keeps the sum of slices and spend within the limit. Only a provider that bills more than was held,
+//! or money let out while the store is away, can exceed it.
 
-use crate::window::{Period, start_of};
-use exchange::Money;
+use crate::budget::{Budget, Enforcement, Target};
+use crate::settlement::{CellName, Post};
+use crate::store::{LeaseAsk, LeaseState};
+use crate::window::Window;
+use exchange::{AccountPath, Money};
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+mod lease;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use lease::Round;
+use lease::Sizing;
+
+/// A window is remembered for so long after its end, should the clock go back.
+const KEPT_US: i64 = 600_000_000;
 
 /// One budget as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balance {
-    pub account: Arc<str>,
-    pub period: Period,
+    pub budget: Arc<Budget>,
     pub limit: Money,
+    /// By all nodes, as far as this one knows.
     pub spent: Money,
+    /// Held by running requests of this node.
     pub reserved: Money,
-    /// When the window ends; `i64::MAX` for a lifetime budget.
+    /// With other nodes.
+    pub elsewhere: Money,
+    /// When the window ends; `i64::MAX` for a total.
     pub resets_unix_us: i64,
 }
 
 impl Balance {
     pub fn remaining(&self) -> Money {
-        self.limit.minus(self.spent).minus(self.reserved)
+        self.limit
+            .minus(self.spent)
+            .minus(self.reserved)
+            .minus(self.elsewhere)
     }
 }
 
-/// Positions of the accounts on a path that have budgets.
-pub(crate) type Path = Arc<[usize]>;
+/// The budgets that a request meets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Path {
+    /// Wherever it goes.
+    common: SmallVec<[usize; 4]>,
+    /// Depending on where it goes.
+    scoped: SmallVec<[usize; 2]>,
+}
+
+/// A budget in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct CellRef {
+    budget: usize,
+    starts_us: i64,
+}
+
+/// Money held for one request.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    path: Path,
+    cells: SmallVec<[CellRef; 4]>,
+    /// How many of the cells are there wherever it goes.
+    common: usize,
+    admitted_us: i64,
+    held: Money,
+    epoch: u32,
+}
+
+impl Transfer {
+    pub(crate) const fn held(&self) -> Money {
+        self.held
+    }
+}
+
+/// What a posted transfer means for the store.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) posts: SmallVec<[Post; 4]>,
+    pub(crate) late: bool,
+}
+
+/// Where an attempt went and what it cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost<'a> {
+    pub(crate) target: Target<'a>,
+    pub(crate) amount: Money,
+}
+
+/// There is not enough in this node's slice.
+#[derive(Debug)]
+pub(crate) struct Short {
+    pub(crate) balance: Balance,
+    /// It will not fit however long one waits: the rest is spent.
+    pub(crate) hopeless: bool,
+    /// Told when money comes back or in.
+    pub(crate) released: Arc<Notify>,
+    /// Resolves when that is told the next time.
+    pub(crate) told: OwnedNotified,
+}
+
+#[derive(Debug)]
+struct Cell {
+    window: Window,
+    /// The slice: all that the store granted for this window, less what was given back.
+    granted: Money,
+    spent: Money,
+    reserved: Money,
+    view: Option<View>,
+    sizing: Sizing,
+}
+
+/// What the store last said.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    limit: Money,
+    spent_elsewhere: Money,
+    leased_elsewhere: Money,
+}
+
+impl Cell {
+    fn available(&self) -> Money {
+        self.granted.minus(self.spent).minus(self.reserved)
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    budget: Arc<Budget>,
+    retired: bool,
+    /// The present window, and earlier ones in which something is still held or leased.
+    cells: SmallVec<[Cell; 1]>,
+    released: Arc<Notify>,
+}
+
+impl State {
+    fn cell(&mut self, starts_us: i64) -> Option<&mut Cell> {
+        self.cells
+            .iter_mut()
+            .find(|cell| cell.window.starts_us == starts_us)
+    }
+
+    /// The window of a moment, begun if need be.
+    fn at(&mut self, now_us: i64) -> usize {
+        if let Some(at) = self.cells.iter().position(|cell| cell.window.holds(now_us)) {
+            return at;
+        }
+        let window = self.budget.spec.period.window(&self.budget.spec.zone, now_us);
+        self.cells.push(Cell {
+            window,
+            granted: Money::ZERO,
+            spent: Money::ZERO,
+            reserved: Money::ZERO,
+            view: None,
+            sizing: Sizing::default(),
+        });
+        self.cells.len() - 1
+    }
+
+    fn is_hard(&self) -> bool {
+        self.budget.spec.enforcement == Enforcement::Hard
+    }
+
+    fn balance(&self, cell: &Cell, now_us: i64) -> Balance {
+        let view = cell.view.unwrap_or(View {
+            limit: self.budget.limit(now_us),
+            spent_elsewhere: Money::ZERO,
+            leased_elsewhere: Money::ZERO,
+        });
+        Balance {
+            budget: self.budget.clone(),
+            limit: view.limit,
+            spent: view.spent_elsewhere.plus(cell.spent),
+            reserved: cell.reserved,
+            elsewhere: view.leased_elsewhere,
+            resets_unix_us: cell.window.ends_us,
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Books {
-    accounts: Vec<Vec<Balance>>,
-    by_name: HashMap<Arc<str>, usize>,
+    budgets: Vec<State>,
+    by_account: HashMap<AccountPath, SmallVec<[usize; 2]>>,
+    by_id: HashMap<Arc<str>, usize>,
+    /// Grows when this node is given up: transfers of an earlier epoch have expired.
+    epoch: u32,
+    /// Cells that want more from the store than they have.
+    wanting: bool,
 }
 
 impl Books {
-    pub(crate) fn add(&mut self, balance: Balance) {
-        let next = self.accounts.len();
-        let position = *self.by_name.entry(balance.account.clone()).or_insert(next);
-        if position == next {
-            self.accounts.push(Vec::new());
+    /// Takes over definitions: new ones are added, changed ones replaced, missing ones end.
+    pub(crate) fn define(&mut self, budgets: Vec<Budget>) {
+        for state in &mut self.budgets {
+            state.retired = true;
         }
-        self.accounts[position].push(balance);
-    }
-
-    pub(crate) fn path<'a>(&self, names: impl Iterator<Item = &'a str>) -> Path {
-        names.filter_map(|name| self.by_name.get(name).copied()).collect()
-    }
-
-    fn budgets<'a>(
-        &'a mut self,
-        path: &'a [usize],
-        now_unix_us: i64,
-    ) -> impl Iterator<Item = &'a mut Balance> {
-        for position in path {
-            for balance in &mut self.accounts[*position] {
-                if now_unix_us >= balance.resets_unix_us {
-                    balance.spent = Money::ZERO;
-                    balance.resets_unix_us = start_of(balance.period.days(now_unix_us).1);
+        for budget in budgets {
+            let budget = Arc::new(budget);
+            if let Some(position) = self.by_id.get(&budget.id) {
+                let state = &mut self.budgets[*position];
+                state.retired = false;
+                if state.budget != budget {
+                    state.budget = budget;
+                    // What the store says of the limit, and this node's slice, are to be looked at again.
+                    state.cells.iter_mut().for_each(|cell| cell.sizing.stale = true);
+                    self.wanting = true;
                 }
+                continue;
+            }
+            let position = self.budgets.len();
+            self.by_id.insert(budget.id.clone(), position);
+            self.by_account
+                .entry(budget.account.clone())
+                .or_default()
+                .push(position);
+            self.budgets.push(State {
+                budget,
+                retired: false,
+                cells: SmallVec::new(),
+                released: Arc::new(Notify::new()),
+            });
+        }
+    }
+
+    pub(crate) fn definition(&self, id: &str) -> Option<Arc<Budget>> {
+        self.by_id
+            .get(id)
+            .map(|position| self.budgets[*position].budget.clone())
+    }
+
+    /// The budgets above and on an account, and on the workflow that its request belongs to.
+    pub(crate) fn path(
+        &self,
+        account: &AccountPath,
+        workflow: Option<&Arc<str>>,
+        labels: &[(Box<str>, Box<str>)],
+    ) -> Path {
+        let mut path = Path::default();
+        if self.budgets.is_empty() {
+            return path;
+        }
+        let mut levels = account.ancestry();
+        if let Some(workflow) = workflow.filter(|name| account.workflow.as_ref() != Some(*name)) {
+            levels.push(AccountPath {
+                workflow: Some(workflow.clone()),
+                key: None,
+                ..account.clone()
+            });
+        }
+        for position in levels
+            .iter()
+            .filter_map(|level| self.by_account.get(level))
+            .flatten()
+        {
+            let state = &self.budgets[*position];
+            if state.retired || !state.budget.spec.scope.matches_labels(labels) {
+                continue;
+            }
+            if state.budget.spec.scope.needs_target() {
+                path.scoped.push(*position);
+            } else {
+                path.common.push(*position);
             }
         }
-        let on_path = move |(position, _): &(usize, &mut Vec<Balance>)| path.contains(position);
-        self.accounts
-            .iter_mut()
-            .enumerate()
-            .filter(on_path)
-            .flat_map(|(_, budgets)| budgets)
+        path
     }
 
-    /// Holds between `least` and `want` in every budget of the path, or nothing: then the tightest budget is told.
-    pub(crate) fn hold(
+    /// Holds between `least` and `want` in every budget that counts wherever the request goes.
+    pub(crate) fn reserve(
         &mut self,
-        path: &[usize],
-        want: Money,
-        least: Money,
-        now: i64,
-    ) -> Result<Held, Balance> {
+        path: Path,
+        (want, least): (Money, Money),
+        now_us: i64,
+    ) -> Result<(Transfer, Money), Short> {
+        let common = path.common.clone();
+        let (granted, left) = self.hold(&common, (want, least), now_us)?;
+        let cells: SmallVec<[CellRef; 4]> = common
+            .iter()
+            .map(|budget| self.cell_at(*budget, now_us))
+            .collect();
+        let transfer = Transfer {
+            path,
+            common: cells.len(),
+            cells,
+            admitted_us: now_us,
+            held: granted,
+            epoch: self.epoch,
+        };
+        Ok((transfer, left))
+    }
+
+    /// Holds what the transfer has in the budgets that count where it goes now, and no longer in those where it went before.
+    pub(crate) fn aim(&mut self, transfer: &mut Transfer, target: Target<'_>) -> Result<(), Short> {
+        if transfer.path.scoped.is_empty() {
+            return Ok(());
+        }
+        let (held, now_us) = (transfer.held, transfer.admitted_us);
+        for cell in transfer.cells.drain(transfer.common..).collect::<Vec<_>>() {
+            if transfer.epoch == self.epoch {
+                self.give_back(cell, held);
+            }
+        }
+        let matching: SmallVec<[usize; 4]> = transfer
+            .path
+            .scoped
+            .iter()
+            .copied()
+            .filter(|position| self.budgets[*position].budget.spec.scope.matches_target(target))
+            .collect();
+        self.hold(&matching, (held, held), now_us)?;
+        for position in matching {
+            let cell = self.cell_at(position, now_us);
+            transfer.cells.push(cell);
+        }
+        Ok(())
+    }
+
+    /// Holds up to `more` beyond what is held; returns how much, what is left beyond that, and whether the rest may come.
+    pub(crate) fn extend(&mut self, transfer: &mut Transfer, more: Money) -> (Money, Money, bool) {
+        if transfer.epoch != self.epoch {
+            return (Money::ZERO, Money::ZERO, false);
+        }
+        let one = Money::from_nanos(1);
+        let positions: SmallVec<[usize; 4]> = transfer.cells.iter().map(|cell| cell.budget).collect();
+        match self.hold(&positions, (more, one.min(more)), transfer.admitted_us) {
+            Ok((granted, left)) => {
+                transfer.held = transfer.held.plus(granted);
+                (granted, left, true)
+            }
+            Err(short) => (Money::ZERO, Money::ZERO, !short.hopeless),
+        }
+    }
+
+    /// The journal did not take an extension: it is undone.
+    pub(crate) fn unextend(&mut self, transfer: &mut Transfer, granted: Money) {
+        if transfer.epoch == self.epoch {
+            for cell in &transfer.cells {
+                self.give_back(*cell, granted);
+            }
+        }
+        transfer.held = transfer.held.minus(granted);
+    }
+
+    /// Posts what was spent, and gives the rest back.
+    pub(crate) fn post(&mut self, transfer: &Transfer, costs: &[Cost<'_>]) -> Settled {
+        let late = transfer.epoch != self.epoch;
+        if !late {
+            for cell in &transfer.cells {
+                self.give_back(*cell, transfer.held);
+            }
+        }
+        let mut posts = SmallVec::new();
+        for position in transfer.path.common.iter().chain(&transfer.path.scoped) {
+            let state = &mut self.budgets[*position];
+            let scope = &state.budget.spec.scope;
+            let counts = |cost: &&Cost<'_>| !scope.needs_target() || scope.matches_target(cost.target);
+            let amount: Money = costs.iter().filter(counts).map(|cost| cost.amount).sum();
+            if amount.is_zero() {
+                continue;
+            }
+            let at = state.at(transfer.admitted_us);
+            let cell = &mut state.cells[at];
+            if !late {
+                cell.spent = cell.spent.plus(amount);
+            }
+            posts.push(Post {
+                cell: CellName {
+                    budget: state.budget.id.clone(),
+                    window: cell.window,
+                },
+                amount,
+            });
+        }
+        Settled { posts, late }
+    }
+
+    /// Ends a transfer that spent nothing.
+    pub(crate) fn void(&mut self, transfer: &Transfer) {
+        self.post(transfer, &[]);
+    }
+
+    /// The budget windows in which a transfer holds money, for the journal.
+    pub(crate) fn names(&self, transfer: &Transfer) -> SmallVec<[CellName; 4]> {
+        let name = |cell: &CellRef| {
+            let state = &self.budgets[cell.budget];
+            let found = state
+                .cells
+                .iter()
+                .find(|known| known.window.starts_us == cell.starts_us)?;
+            Some(CellName {
+                budget: state.budget.id.clone(),
+                window: found.window,
+            })
+        };
+        transfer.cells.iter().filter_map(name).collect()
+    }
+
+    /// The budgets on a path as they stand.
+    pub(crate) fn balances(&mut self, path: &Path, now_us: i64) -> Vec<Balance> {
+        let positions: Vec<usize> = path.common.iter().chain(&path.scoped).copied().collect();
+        self.balances_of(&positions, now_us)
+    }
+
+    /// Every budget as it stands.
+    pub(crate) fn all(&mut self, now_us: i64) -> Vec<Balance> {
+        let positions: Vec<usize> = (0..self.budgets.len())
+            .filter(|position| !self.budgets[*position].retired)
+            .collect();
+        self.balances_of(&positions, now_us)
+    }
+
+    fn balances_of(&mut self, positions: &[usize], now_us: i64) -> Vec<Balance> {
+        let of = |position: &usize| {
+            let state = &mut self.budgets[*position];
+            let at = state.at(now_us);
+            state.balance(&state.cells[at], now_us)
+        };
+        positions.iter().map(of).collect()
+    }
+
+    fn cell_at(&mut self, budget: usize, now_us: i64) -> CellRef {
+        let state = &mut self.budgets[budget];
+        let at = state.at(now_us);
+        CellRef {
+            budget,
+            starts_us: state.cells[at].window.starts_us,
+        }
+    }
+
+    /// Holds the same amount in each of these budgets, or nothing: then the tightest is told. Returns what was granted
+    /// and what the tightest has left beyond it.
+    fn hold(
+        &mut self,
+        budgets: &[usize],
+        (want, least): (Money, Money),
+        now_us: i64,
+    ) -> Result<(Money, Money), Short> {
         let mut left = Money::MAX;
         let mut tightest = None;
-        for balance in self.budgets(path, now) {
-            if balance.remaining() < left {
-                left = balance.remaining();
-                tightest = Some(balance.clone());
+        for position in budgets {
+            let state = &mut self.budgets[*position];
+            let at = state.at(now_us);
+            let available = state.cells[at].available();
+            if state.is_hard() && available < left {
+                left = available;
+                tightest = Some((*position, at));
             }
         }
         let granted = want.min(left).max(Money::ZERO);
-        match tightest {
-            Some(balance) if granted < least => return Err(balance),
-            _ => {}
+        if let Some((position, at)) = tightest
+            && granted < want
+        {
+            let one = Money::from_nanos(1);
+            let state = &mut self.budgets[position];
+            let balance = state.balance(&state.cells[at], now_us);
+            let known = state.cells[at].view.is_some();
+            let hopeless = known && balance.spent.plus(least.max(one)) > balance.limit;
+            if !hopeless {
+                self.wanting = true;
+                state.cells[at].sizing.miss(least.minus(left).max(one), want);
+            }
+            if granted < least {
+                return Err(Short {
+                    hopeless,
+                    balance,
+                    released: state.released.clone(),
+                    told: state.released.clone().notified_owned(),
+                });
+            }
         }
-        for balance in self.budgets(path, now) {
-            balance.reserved = balance.reserved.plus(granted);
+        for position in budgets {
+            let state = &mut self.budgets[*position];
+            let (at, hard) = (state.at(now_us), state.is_hard());
+            let cell = &mut state.cells[at];
+            cell.reserved = cell.reserved.plus(granted);
+            self.wanting |= cell.view.is_none();
+            if hard
+                && cell
+                    .sizing
+                    .hold(granted, cell.granted.minus(cell.spent).minus(cell.reserved))
+            {
+                self.wanting = true;
+            }
         }
-        Ok(Held {
-            granted,
-            remaining: left.minus(granted),
-        })
+        Ok((granted, left.minus(granted)))
     }
 
-    /// Gives back what was held and posts what was spent.
-    pub(crate) fn settle(&mut self, path: &[usize], held: Money, spent: Money, now: i64) {
-        for balance in self.budgets(path, now) {
-            balance.reserved = balance.reserved.minus(held);
-            assert!(
-                balance.reserved >= Money::ZERO,
-                "more was given back than was held for {}",
-                balance.account
-            );
-            balance.spent = balance.spent.plus(spent);
-        }
-    }
-
-    pub(crate) fn balances(&mut self, path: &[usize], now: i64) -> Vec<Balance> {
-        self.budgets(path, now).map(|balance| balance.clone()).collect()
-    }
-
-    pub(crate) fn all(&mut self, now: i64) -> Vec<Balance> {
-        let everything: Vec<usize> = (0..self.accounts.len()).collect();
-        self.balances(&everything, now)
+    fn give_back(&mut self, cell: CellRef, held: Money) {
+        let state = &mut self.budgets[cell.budget];
+        let Some(cell) = state.cell(cell.starts_us) else {
+            return;
+        };
+        cell.reserved = cell.reserved.minus(held);
+        assert!(
+            cell.reserved >= Money::ZERO,
+            "more was given back than was held for {}",
+            state.budget.id
+        );
+        state.released.notify_one();
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Held {
-    pub(crate) granted: Money,
-    pub(crate) remaining: Money,
-}
+/// What to ask of the store, and what its answers mean.
+impl Books {
+    /// Something is wanted of the store.
+    pub(crate) const fn is_wanting(&self) -> bool {
+        self.wanting
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const DAY: i64 = 86_400_000_000;
-
-    fn books(limits: &[i64]) -> (Books, Path) {
-        let mut books = Books::default();
-        for (level, limit) in limits.iter().enumerate() {
-            books.add(Balance {
-                account: format!("account-{level}").into(),
-                period: Period::Day,
-                limit: Money::from_nanos(*limit),
-                spent: Money::ZERO,
-                reserved: Money::ZERO,
-                resets_unix_us: DAY,
+    /// What to ask of the store now. `whole`: look at every cell, for those that are idle or over; else only for what is
+    /// wanted. What is to be given back can no longer be spent from here on.
+    pub(crate) fn asks(&mut self, round: Round) -> Vec<LeaseAsk> {
+        self.wanting = false;
+        let mut asks = Vec::new();
+        for state in &mut self.budgets {
+            let hard = state.is_hard() && !state.retired;
+            let limit = state.budget.limit(round.now_us);
+            for cell in &mut state.cells {
+                let is_over = cell.window.ends_us <= round.now_us || !hard;
+                // A temporary increase that has ended.
+                cell.sizing.stale |= !is_over && cell.view.is_some_and(|view| view.limit != limit);
+                let view = cell.view.map(|view| {
+                    let all = view
+                        .limit
+                        .minus(view.spent_elsewhere)
+                        .minus(view.leased_elsewhere);
+                    all.minus(cell.granted)
+                });
+                let available = cell.available();
+                let asked = cell.sizing.ask(round, (available, is_over), view);
+                let Some((give_back, want, least)) = asked else {
+                    continue;
+                };
+                cell.granted = cell.granted.minus(give_back);
+                asks.push(LeaseAsk {
+                    cell: CellName {
+                        budget: state.budget.id.clone(),
+                        window: cell.window,
+                    },
+                    give_back,
+                    want,
+                    least,
+                });
+            }
+            state.cells.retain(|cell| {
+                let is_over = cell.window.ends_us.saturating_add(KEPT_US) <= round.now_us;
+                !(is_over && cell.reserved.is_zero() && cell.sizing.is_settled())
             });
         }
-        let names: Vec<String> = (0..limits.len())
-            .map(|level| format!("account-{level}"))
-            .collect();
-        let path = books.path(names.iter().map(String::as_str));
-        (books, path)
+        asks.sort_unstable_by(|a, b| a.cell.cmp(&b.cell));
+        asks
     }
 
-    #[test]
-    fn a_new_day_forgets_what_was_spent_but_not_what_is_held() {
-        let (mut books, path) = books(&[100]);
-        let ten = Money::from_nanos(10);
-        assert_eq!(books.hold(&path, ten, ten, 0).unwrap().granted, ten);
-        books.settle(&path, Money::ZERO, Money::from_nanos(50), 0);
-        let tomorrow = books.all(DAY);
-        assert_eq!((tomorrow[0].spent, tomorrow[0].reserved), (Money::ZERO, ten));
+    /// What the store said.
+    pub(crate) fn leased(&mut self, states: &[LeaseState]) {
+        for said in states {
+            let Some(position) = self.by_id.get(&said.cell.budget) else {
+                continue;
+            };
+            let state = &mut self.budgets[*position];
+            let released = state.released.clone();
+            let Some(cell) = state.cell(said.cell.window.starts_us) else {
+                continue;
+            };
+            let more = said.taken > cell.granted;
+            cell.granted = said.taken;
+            let left = said.taken.minus(said.used).max(Money::ZERO);
+            cell.view = Some(View {
+                limit: said.limit,
+                spent_elsewhere: said.spent.minus(said.used),
+                leased_elsewhere: said.leased.minus(left),
+            });
+            cell.sizing.told(more);
+            // Those who wait may start, or know now that they never will.
+            released.notify_waiters();
+        }
     }
 
-    proptest! {
-        /// Whatever is held, settled at or below its hold, or given back: no budget ever exceeds its limit.
-        #[test]
-        fn no_sequence_of_grants_overspends(limits in prop::collection::vec(0i64..1000, 1..4),
-                                            steps in prop::collection::vec((0i64..300, 0i64..300, 0u8..3), 1..60)) {
-            let (mut books, path) = books(&limits);
-            let mut running: Vec<Money> = Vec::new();
-            for (want, least, action) in steps {
-                match action {
-                    0 | 1 => {
-                        let (want, least) = (Money::from_nanos(want), Money::from_nanos(least.min(want)));
-                        if let Ok(held) = books.hold(&path, want, least, 0) {
-                            prop_assert!(held.granted >= least && held.granted <= want);
-                            running.push(held.granted);
-                        }
-                    }
-                    _ => if let Some(held) = running.pop() {
-                        books.settle(&path, held, held.min(Money::from_nanos(want)), 0);
-                    }
-                }
-                for balance in books.all(0) {
-                    prop_assert!(balance.spent.plus(balance.reserved) <= balance.limit);
+    /// The store did not answer: what was wanted is wanted still.
+    pub(crate) fn unheard(&mut self) {
+        self.wanting = true;
+    }
+
+    /// The store is away: lets out up to `allowance` in each budget window that has none left, on the node's own account.
+    pub(crate) fn advance(&mut self, allowance: Money) {
+        for state in &mut self.budgets {
+            if !state.is_hard() || state.retired {
+                continue;
+            }
+            for cell in &mut state.cells {
+                let more = cell.sizing.advance(allowance);
+                if !more.is_zero() {
+                    cell.granted = cell.granted.plus(more);
+                    state.released.notify_waiters();
                 }
             }
         }
+    }
+
+    /// The others gave this node up: what it had is written off, what is running has expired.
+    pub(crate) fn lapse(&mut self) {
+        self.epoch += 1;
+        for state in &mut self.budgets {
+            state.cells.clear();
+        }
+        self.wanting = true;
     }
 }

@@ -2,32 +2,38 @@
 
 use crate::journal::Entry;
 use crate::reservation::Intent;
+use crate::settlement::{CellName, Post, Settlement};
 use exchange::{
     AttemptOutcome, AttemptRecord, Ending, Money, Phase, Record, RequestId, Timings, Usage, UsageSource,
 };
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 struct Unfinished {
     held: Money,
+    cells: SmallVec<[CellName; 4]>,
     intents: Vec<Intent>,
 }
 
-/// The records to post: those that were settled, and one for every request that was cut off, at what was held for it.
-pub(crate) fn recover(entries: Vec<Entry<'static>>) -> Vec<Record> {
+/// What to post: what was settled, and for every request that was cut off a settlement at what was held for it.
+pub(crate) fn recover(entries: Vec<Entry<'static>>) -> Vec<Settlement> {
     let mut unfinished: BTreeMap<RequestId, Unfinished> = BTreeMap::new();
-    let mut records = Vec::new();
+    let mut settled = Vec::new();
     for entry in entries {
         match entry {
             Entry::Began {
                 request,
                 held,
+                cells,
                 intent,
             } => {
                 let open = unfinished.entry(request).or_insert(Unfinished {
                     held,
+                    cells: SmallVec::new(),
                     intents: Vec::new(),
                 });
                 open.held = held;
+                open.cells = cells;
                 open.intents.push(intent.into_owned());
             }
             Entry::Extended { request, held } => {
@@ -35,16 +41,26 @@ pub(crate) fn recover(entries: Vec<Entry<'static>>) -> Vec<Record> {
                     open.held = held;
                 }
             }
-            Entry::Settled { record } => {
-                let record = record.into_owned();
-                unfinished.remove(&record.request);
-                records.push(record);
+            Entry::Settled { settlement } => {
+                let settlement = settlement.into_owned();
+                unfinished.remove(&settlement.record.request);
+                settled.push(settlement);
             }
         }
     }
-    let cut_off = unfinished.into_iter();
-    records.extend(cut_off.filter_map(|(request, open)| estimate(request, &open.intents, open.held)));
-    records
+    let cut_off = unfinished.into_iter().filter_map(|(request, open)| {
+        let record = estimate(request, &open.intents, open.held)?;
+        let amount = record.total();
+        let posts = open.cells.into_iter().map(|cell| Post { cell, amount }).collect();
+        Some(Settlement {
+            record,
+            held: open.held,
+            late: false,
+            posts,
+        })
+    });
+    settled.extend(cut_off);
+    settled
 }
 
 /// The record of a request that nobody saw end: its last attempt is charged what was held, since the provider may

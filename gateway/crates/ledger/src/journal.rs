@@ -12,8 +12,10 @@
 mod segment;
 
 use crate::reservation::Intent;
-use exchange::{Money, Record, RequestId};
+use crate::settlement::{CellName, Settlement};
+use exchange::{Money, RequestId};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -75,12 +77,14 @@ pub(crate) enum Entry<'a> {
     Began {
         request: RequestId,
         held: Money,
+        /// Where it is held.
+        cells: SmallVec<[CellName; 4]>,
         intent: Shared<'a, Intent>,
     },
     /// More money is held for a request.
     Extended { request: RequestId, held: Money },
     /// A request is over.
-    Settled { record: Shared<'a, Record> },
+    Settled { settlement: Shared<'a, Settlement> },
 }
 
 /// Borrowed when written, owned when read.
@@ -125,6 +129,8 @@ pub(crate) struct Journal {
     tail: Mutex<Tail>,
     /// Bytes that are on the disk, counted as [`Tail::written`] is. Its lock is held during the wait for the disk.
     synced: Mutex<u64>,
+    /// Names this journal for good, and so the node that writes it.
+    node: Arc<str>,
     /// Something waits for the kernel.
     pub(crate) waiting: Notify,
     /// Held for as long as the journal is open.
@@ -175,6 +181,7 @@ impl Journal {
                 path: folder.to_owned(),
             });
         }
+        let node = name_of(folder).map_err(io("named"))?;
         let found = segment::list(folder).map_err(io("listed"))?;
         let mut entries = Vec::new();
         for path in found.values() {
@@ -194,11 +201,17 @@ impl Journal {
             fsync,
             tail: Mutex::new(tail),
             synced: Mutex::new(0),
+            node,
             waiting: Notify::new(),
             _lock: lock,
         };
         let segments = found.into_values().collect();
         Ok((journal, Left { entries, segments }))
+    }
+
+    /// Whose journal this is.
+    pub(crate) const fn node(&self) -> &Arc<str> {
+        &self.node
     }
 
     pub(crate) const fn fsync(&self) -> Fsync {
@@ -328,6 +341,19 @@ impl Journal {
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The name in the folder's `node` file, made up the first time.
+fn name_of(folder: &Path) -> std::io::Result<Arc<str>> {
+    let path = folder.join("node");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if !name.trim().is_empty() => Ok(name.trim().into()),
+        Ok(_) | Err(_) => {
+            let name = uuid::Uuid::new_v4().simple().to_string();
+            std::fs::write(&path, &name)?;
+            Ok(name.into())
+        }
     }
 }
 

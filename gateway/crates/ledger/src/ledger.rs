@@ -1,28 +1,40 @@
 //! The ledger itself: opened once, shared by all requests.
 
-use crate::books::{Balance, Books, Path};
+use crate::books::{Balance, Books, Settled};
+use crate::budget::{Budget, BudgetSpec};
 use crate::crash;
 use crate::journal::{Entry, Fsync, Journal, JournalError, Shared};
-use crate::reservation::{Reservation, settled_at};
-use crate::store::{Store, StoreError, StoredRequest};
-use crate::window::{Period, start_of};
-use crate::writer::{Posting, Writer};
-use exchange::{AccountPath, Envelope, Grants, KeyHash, Money, Record, RequestId};
+use crate::keeper::{Keeper, Leases, WhenAway};
+use crate::reservation::Reservation;
+use crate::settlement::{Settlement, settled_at};
+use crate::store::{Alert, AuditEntry, Change, Database, Source, Store, StoreError, StoredRequest};
+use crate::writer::{Desk, Posting, Writer};
+use exchange::{AccountPath, Grants, KeyHash, Money, Record, RequestId};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// Alerts that may wait for someone to take them.
+const ALERTS: usize = 1024;
+/// Settlements per transaction when a journal is replayed.
+const REPLAY: usize = 2_000;
 
 /// What a ledger is opened with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The SQLite file; created when missing.
-    pub database: PathBuf,
+    pub database: Database,
     /// The journal's folder; created when missing. One process at a time.
     pub journal: PathBuf,
     pub fsync: Fsync,
+    pub leases: Leases,
     pub accounts: Vec<AccountSpec>,
     pub keys: Vec<KeySpec>,
+    /// Microseconds since the epoch.
+    pub clock: fn() -> i64,
 }
 
 /// An account with budgets.
@@ -30,13 +42,6 @@ pub struct Settings {
 pub struct AccountSpec {
     pub path: AccountPath,
     pub budgets: Vec<BudgetSpec>,
-}
-
-/// A limit per window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BudgetSpec {
-    pub limit: Money,
-    pub period: Period,
 }
 
 /// A gateway key, known by its hash alone.
@@ -55,15 +60,20 @@ pub struct KeySpec {
 pub struct Principal {
     pub account: Arc<AccountPath>,
     pub grants: Grants,
-    path: Path,
 }
 
-/// How much to hold.
+/// How much to hold, and for what.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask {
+pub struct Ask<'a> {
     pub want: Money,
     /// Below this the request cannot start.
     pub least: Money,
+    /// The workflow that the request belongs to, where that is not the key's own.
+    pub workflow: Option<&'a Arc<str>>,
+    /// What the caller declared, for budgets on labels.
+    pub labels: &'a [(Box<str>, Box<str>)],
+    /// How long to wait where money is not spent, but held by requests that run now.
+    pub patience: Duration,
     pub now_unix_us: i64,
 }
 
@@ -71,11 +81,12 @@ pub struct Ask {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     #[error(
-        "the {} budget of {} is used up: {} of {} spent, {} held by running requests, {needed} needed",
-        .balance.period.as_str(), .balance.account, .balance.spent, .balance.limit, .balance.reserved
+        "the {} budget of {} is used up: {} of {} spent, {} held by running requests, {} left, {needed} needed",
+        .balance.budget.spec.period.as_str(), .balance.budget.account, .balance.spent, .balance.limit,
+        .balance.reserved.plus(.balance.elsewhere), .balance.remaining().max(Money::ZERO)
     )]
     Budget { balance: Balance, needed: Money },
-    #[error("the ledger cannot keep up with its store: {problem}")]
+    #[error("the ledger cannot use its store: {problem}")]
     Store { problem: String },
 }
 
@@ -95,29 +106,33 @@ pub struct Ledger(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     principals: HashMap<KeyHash, Arc<Principal>>,
-    books: Mutex<Books>,
-    journal: Arc<Journal>,
-    store: Store,
-    writer: Writer,
+    desk: Desk,
+    writer: Arc<Writer>,
+    keeper: Keeper,
+    when_away: WhenAway,
+    alerts: Mutex<Option<mpsc::Receiver<Alert>>>,
+}
+
+/// Brings the schema up to date, and nothing else.
+///
+/// # Errors
+/// The store cannot be used; the message says what to do.
+pub async fn migrate(database: &Database) -> Result<(), StoreError> {
+    let store = Store::open(database, "".into()).await?;
+    store.close().await;
+    Ok(())
 }
 
 impl Ledger {
-    /// Opens store and journal, accounts for whatever an earlier process left unfinished, and loads the balances.
+    /// Opens store and journal, accounts for whatever an earlier process left unfinished, and takes over budgets.
     ///
     /// # Errors
     /// The store or the journal cannot be used; the message says what to do.
-    pub async fn open(settings: Settings, now_unix_us: i64) -> Result<Self, OpenError> {
-        let store = Store::open(&settings.database).await?;
+    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let (journal, left) = Journal::open(&settings.journal, settings.fsync)?;
-        let records = crash::recover(left.entries);
-        if !records.is_empty() {
-            let posted = store.post(&records).await?;
-            tracing::info!(
-                found = records.len(),
-                posted,
-                "the journal of an earlier process was replayed"
-            );
-        }
+        let store = Store::open(&settings.database, journal.node().clone()).await?;
+        let was_lapsed = store.register().await?;
+        replay(&store, crash::recover(left.entries), was_lapsed).await?;
         for segment in left.segments {
             std::fs::remove_file(&segment).map_err(|source| JournalError::Io {
                 path: segment,
@@ -125,55 +140,44 @@ impl Ledger {
                 source,
             })?;
         }
+        // Whatever the earlier process had leased and not spent goes back.
+        store.release().await?;
+        store.register().await?;
+        store.revive().await?;
+        let change = Change {
+            actor: "configuration",
+            reason: "start of a node",
+            at_us: (settings.clock)(),
+        };
+        let wanted = configured(&settings);
+        store.put_budgets(&wanted, Source::Config, change).await?;
+        store.retire_missing(&wanted, change).await?;
+        let version = store.version().await?;
         let mut books = Books::default();
-        let of_keys = settings.keys.iter().map(|key| (&key.account, &key.budgets));
-        for (path, budgets) in settings
-            .accounts
-            .iter()
-            .map(|spec| (&spec.path, &spec.budgets))
-            .chain(of_keys)
-        {
-            for budget in budgets {
-                let account: Arc<str> = path.to_string().into();
-                let (first, end) = budget.period.days(now_unix_us);
-                let spent = store.spent_since(&account, first).await?;
-                let (limit, period) = (budget.limit, budget.period);
-                let resets_unix_us = start_of(end);
-                books.add(Balance {
-                    account,
-                    period,
-                    limit,
-                    spent,
-                    reserved: Money::ZERO,
-                    resets_unix_us,
-                });
-            }
-        }
-        let principals = settings
-            .keys
-            .into_iter()
-            .filter(|key| !key.disabled)
-            .map(|key| {
-                let names: Vec<String> = key.account.ancestry().iter().map(ToString::to_string).collect();
-                let path = books.path(names.iter().map(String::as_str));
-                (
-                    key.hash,
-                    Arc::new(Principal {
-                        account: Arc::new(key.account),
-                        grants: key.grants,
-                        path,
-                    }),
-                )
-            })
-            .collect();
-        let journal = Arc::new(journal);
-        let writer = Writer::start(store.clone(), journal.clone());
-        Ok(Self(Arc::new(Inner {
-            principals,
-            books: Mutex::new(books),
-            journal,
+        books.define(store.budgets().await?);
+        books.all((settings.clock)());
+        let (alerts, receiver) = mpsc::channel(ALERTS);
+        let desk = Desk {
             store,
+            journal: Arc::new(journal),
+            books: Arc::new(Mutex::new(books)),
+            alerts,
+            turn: Arc::default(),
+            clock: settings.clock,
+        };
+        let writer = Arc::new(Writer::start(desk.clone()));
+        let keeper = Keeper::start(desk.clone(), writer.clone(), settings.leases, version);
+        let first = keeper.answered();
+        keeper.wake();
+        // The first look at the budgets; without it every account's first request would wait for the store.
+        let _ = tokio::time::timeout(Duration::from_secs(10), first).await;
+        Ok(Self(Arc::new(Inner {
+            principals: principals(settings.keys),
+            desk,
             writer,
+            keeper,
+            when_away: settings.leases.when_away,
+            alerts: Mutex::new(Some(receiver)),
         })))
     }
 
@@ -182,43 +186,72 @@ impl Ledger {
         self.0.principals.get(hash).cloned()
     }
 
-    /// Holds money in every budget on the principal's path: as much of `want` as there is, if that is at least
-    /// `least`.
+    /// Holds money in every budget on the principal's path: as much of `want` as there is, if that is at least `least`.
+    /// Waits only where this node's slice of a budget is used up: for the store, or for money that is held but not spent.
     ///
     /// # Errors
-    /// The budget in the way, or a store that has been down for too long.
-    pub fn reserve(&self, who: &Arc<Principal>, request: RequestId, ask: Ask) -> Result<Reservation, Denied> {
+    /// The budget in the way, or a store that is away or has been behind for too long.
+    pub async fn reserve(
+        &self,
+        who: &Principal,
+        request: RequestId,
+        ask: Ask<'_>,
+    ) -> Result<Reservation, Denied> {
         self.healthy().map_err(|problem| Denied::Store { problem })?;
-        let held = self
-            .books()
-            .hold(&who.path, ask.want, ask.least, ask.now_unix_us)
-            .map_err(|balance| Denied::Budget {
-                balance,
+        let deadline = Instant::now() + ask.patience;
+        let mut waited: Option<Arc<Notify>> = None;
+        loop {
+            let (reserved, wanting) = {
+                let mut books = self.books();
+                let path = books.path(&who.account, ask.workflow, ask.labels);
+                let reserved = books.reserve(path, (ask.want, ask.least), ask.now_unix_us);
+                (reserved, books.is_wanting())
+            };
+            if wanting {
+                self.0.keeper.wake();
+            }
+            let short = match reserved {
+                Ok((transfer, left)) => {
+                    // There may be enough for the next in line too.
+                    if let Some(released) = waited {
+                        released.notify_one();
+                    }
+                    return Ok(Reservation::new(self.clone(), transfer, request, left));
+                }
+                Err(short) => short,
+            };
+            let denied = || Denied::Budget {
+                balance: short.balance.clone(),
                 needed: ask.least,
-            })?;
-        let envelope = Envelope {
-            granted: held.granted,
-            remaining: held.remaining,
-        };
-        Ok(Reservation::new(
-            self.clone(),
-            who.path.clone(),
-            request,
-            envelope,
-        ))
+            };
+            if short.hopeless {
+                return Err(denied());
+            }
+            if let (Some(problem), WhenAway::FailClosed) = (self.0.keeper.problem(), self.0.when_away) {
+                return Err(Denied::Store { problem });
+            }
+            let released = waited.insert(short.released.clone());
+            let told = short.told;
+            if tokio::time::timeout_at(deadline, told).await.is_err() {
+                released.notify_one();
+                return Err(denied());
+            }
+        }
     }
 
     /// The row of a request for which nothing was ever held.
     pub fn note(&self, record: Record) {
         self.0.writer.push(Posting {
-            record,
+            settlement: Settlement::free(record),
             segments: SmallVec::new(),
         });
     }
 
     /// The budgets on the principal's path.
     pub fn balances(&self, who: &Principal, now_unix_us: i64) -> Vec<Balance> {
-        self.books().balances(&who.path, now_unix_us)
+        let mut books = self.books();
+        let path = books.path(&who.account, None, &[]);
+        books.balances(&path, now_unix_us)
     }
 
     /// Every budget.
@@ -231,7 +264,34 @@ impl Ledger {
     /// # Errors
     /// The store cannot be read.
     pub async fn request(&self, request: RequestId) -> Result<Option<StoredRequest>, StoreError> {
-        self.0.store.request(request).await
+        self.0.desk.store.request(request).await
+    }
+
+    /// Makes or changes budgets; every node follows within a second.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn put_budgets(&self, budgets: &[Budget], change: Change<'_>) -> Result<usize, StoreError> {
+        let mut sorted = budgets.to_vec();
+        sorted.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        self.0.desk.store.put_budgets(&sorted, Source::Api, change).await
+    }
+
+    /// Changes to definitions, the latest first, those with ids below `before`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn audit(&self, before: i64, limit: i64) -> Result<Vec<AuditEntry>, StoreError> {
+        self.0.desk.store.audit(before, limit).await
+    }
+
+    /// Where thresholds that are passed are told, each once over all nodes. For one taker.
+    pub fn alerts(&self) -> Option<mpsc::Receiver<Alert>> {
+        self.0
+            .alerts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Waits until everything handed over so far is in the store.
@@ -239,10 +299,14 @@ impl Ledger {
         self.0.writer.flush().await;
     }
 
-    /// Flushes and stops. What cannot be stored stays in the journal for the next start.
+    /// Flushes, gives back what is leased and stops. What cannot be stored stays in the journal for the next start.
     pub async fn close(&self) {
-        self.0.writer.close().await;
-        self.0.store.close().await;
+        self.0.keeper.close().await;
+        let all = self.0.writer.close().await;
+        if all && let Err(error) = self.0.desk.store.release().await {
+            tracing::warn!(%error, "leases could not be given back; the next start of this node does");
+        }
+        self.0.desk.store.close().await;
     }
 
     /// # Errors
@@ -252,26 +316,90 @@ impl Ledger {
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
-        self.0.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.desk.books()
     }
 
     pub(crate) fn journal(&self) -> &Journal {
-        &self.0.journal
+        &self.0.desk.journal
+    }
+
+    /// More is wanted of the store.
+    pub(crate) fn wake(&self) {
+        self.0.keeper.wake();
+    }
+
+    /// Resolves when the store has answered once more.
+    pub(crate) fn refilled(&self) -> impl Future<Output = ()> + '_ {
+        self.0.keeper.answered()
     }
 
     /// Journals a settlement and queues it for the store.
-    pub(crate) fn post(&self, record: Record, mut segments: SmallVec<[u64; 2]>) {
+    pub(crate) fn post(
+        &self,
+        (record, held): (Record, Money),
+        settled: Settled,
+        mut segments: SmallVec<[u64; 2]>,
+    ) {
         debug_assert!(settled_at(&record) >= record.started_unix_us);
+        let settlement = Settlement {
+            record,
+            held,
+            late: settled.late,
+            posts: settled.posts,
+        };
         match self.journal().append_soon(&Entry::Settled {
-            record: Shared::Borrowed(&record),
+            settlement: Shared::Borrowed(&settlement),
         }) {
             Ok(segment) => segments.push(segment),
             // The intent is in the journal and the record in the queue: only a crash before the queue is written
             // would turn the exact charge into the estimate.
             Err(error) => {
-                tracing::error!(%error, request = %record.request, "a settlement is not in the journal")
+                tracing::error!(%error, request = %settlement.record.request, "a settlement is not in the journal")
             }
         }
-        self.0.writer.push(Posting { record, segments });
+        self.0.writer.push(Posting { settlement, segments });
     }
+}
+
+/// Posts what an earlier process left.
+async fn replay(store: &Store, mut left: Vec<Settlement>, was_lapsed: bool) -> Result<(), StoreError> {
+    left.iter_mut()
+        .for_each(|settlement| settlement.late |= was_lapsed);
+    let all: Vec<&Settlement> = left.iter().collect();
+    let mut posted = 0;
+    for batch in all.chunks(REPLAY) {
+        posted += store.post(batch).await?.new;
+    }
+    if !all.is_empty() {
+        tracing::info!(
+            found = all.len(),
+            posted,
+            "the journal of an earlier process was replayed"
+        );
+    }
+    Ok(())
+}
+
+/// The budgets that the configuration names, by id.
+fn configured(settings: &Settings) -> Vec<Budget> {
+    let of_keys = settings.keys.iter().map(|key| (&key.account, &key.budgets));
+    let of_accounts = settings.accounts.iter().map(|spec| (&spec.path, &spec.budgets));
+    let mut budgets: Vec<Budget> = of_accounts
+        .chain(of_keys)
+        .flat_map(|(path, budgets)| budgets.iter().map(|spec| Budget::new(path.clone(), spec.clone())))
+        .collect();
+    budgets.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    budgets
+}
+
+fn principals(keys: Vec<KeySpec>) -> HashMap<KeyHash, Arc<Principal>> {
+    let live = keys.into_iter().filter(|key| !key.disabled);
+    live.map(|key| {
+        let principal = Principal {
+            account: Arc::new(key.account),
+            grants: key.grants,
+        };
+        (key.hash, Arc::new(principal))
+    })
+    .collect()
 }

@@ -6,17 +6,22 @@
 //! is settled exactly once, through any crash; posting is idempotent by request.
 
 mod books;
+mod budget;
 mod crash;
 mod journal;
+mod keeper;
 mod ledger;
 mod reservation;
+mod settlement;
 mod store;
 mod window;
 mod writer;
 
 pub use books::Balance;
+pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 pub use journal::{Fsync, JournalError};
-pub use ledger::{AccountSpec, Ask, BudgetSpec, Denied, KeySpec, Ledger, OpenError, Principal, Settings};
-pub use reservation::{Intent, Opening, Reservation};
-pub use store::{StoredAttempt, StoredRequest};
-pub use window::Period;
+pub use keeper::{Leases, WhenAway};
+pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate};
+pub use reservation::{BeginError, Intent, Opening, Reservation};
+pub use store::{Alert, AuditEntry, Change, Database, StoreError, StoredAttempt, StoredRequest};
+pub use window::{Period, Window, Zone};

@@ -1,9 +1,10 @@
 //! Money held for one request, from the grant to the settlement.
 
-use crate::books::Path;
+use crate::books::{Cost, Short, Transfer};
+use crate::budget::Target;
 use crate::crash;
 use crate::journal::{Entry, JournalError, Shared};
-use crate::ledger::Ledger;
+use crate::ledger::{Denied, Ledger};
 use exchange::{
     AccountPath, BackendClass, Charge, Dialect, Envelope, LatencyTier, Money, Record, RequestId, Surface,
     Thinking, Usage, ValueTier,
@@ -11,6 +12,13 @@ use exchange::{
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest that a stream stands still for more money to come from the store.
+const STAND_STILL: Duration = Duration::from_millis(250);
+
+/// How often a request may stand still so.
+const PATIENCE: u8 = 4;
 
 /// What is known of a request before its first attempt: enough to write its row should the process die.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,32 +52,54 @@ pub struct Intent {
     pub usage: Usage,
 }
 
+impl Intent {
+    fn target(&self) -> Target<'_> {
+        Target {
+            model: &self.model,
+            model_asked: &self.opening.model_asked,
+            class: self.class,
+        }
+    }
+}
+
+/// Why an attempt must not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// Its cost could be lost.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A budget for such targets has not enough left; another target may do.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+}
+
 /// Money held in every budget on an account's path. Ends by [`Reservation::settle`]; dropped, it gives everything
 /// back if no attempt had begun, and else charges what was held, since the provider may.
 #[must_use = "money stays held until the reservation is settled or dropped"]
 #[derive(Debug)]
 pub struct Reservation {
     ledger: Ledger,
-    path: Path,
+    transfer: Transfer,
     request: RequestId,
-    granted: Money,
     remaining: Money,
     intents: SmallVec<[Intent; 1]>,
     /// Journal segments that hold entries of this request.
     segments: SmallVec<[u64; 2]>,
+    /// How often it may still stand still.
+    patience: u8,
     settled: bool,
 }
 
 impl Reservation {
-    pub(crate) fn new(ledger: Ledger, path: Path, request: RequestId, envelope: Envelope) -> Self {
+    pub(crate) fn new(ledger: Ledger, transfer: Transfer, request: RequestId, remaining: Money) -> Self {
         Self {
             ledger,
-            path,
+            transfer,
             request,
-            granted: envelope.granted,
-            remaining: envelope.remaining,
+            remaining,
             intents: SmallVec::new(),
             segments: SmallVec::new(),
+            patience: PATIENCE,
             settled: false,
         }
     }
@@ -77,56 +107,79 @@ impl Reservation {
     /// What is held, and what the tightest budget had left beyond it when last looked at.
     pub fn envelope(&self) -> Envelope {
         Envelope {
-            granted: self.granted,
+            granted: self.transfer.held(),
             remaining: self.remaining,
         }
     }
 
-    /// Holds up to `more`; returns how much of it was granted, which may be nothing.
-    pub fn extend(&mut self, more: Money, now_unix_us: i64) -> Money {
-        let Ok(held) = self
-            .ledger
-            .books()
-            .hold(&self.path, more, Money::ZERO, now_unix_us)
-        else {
-            return Money::ZERO;
-        };
-        let total = self.granted.plus(held.granted);
-        if !self.intents.is_empty() && !held.granted.is_zero() {
+    /// Holds up to `more`; returns how much of it was granted, which may be nothing. Stands still for a moment, a few times
+    /// at most, where this node's slice of a budget is used up and the store may have more.
+    pub async fn extend(&mut self, more: Money) -> Money {
+        let (granted, may_come) = self.extend_now(more);
+        if !granted.is_zero() || more.is_zero() || !may_come || self.patience == 0 {
+            return granted;
+        }
+        self.patience -= 1;
+        let ledger = self.ledger.clone();
+        let refill = ledger.refilled();
+        ledger.wake();
+        let _ = tokio::time::timeout(STAND_STILL, refill).await;
+        self.extend_now(more).0
+    }
+
+    fn extend_now(&mut self, more: Money) -> (Money, bool) {
+        let (granted, remaining, may_come) = self.ledger.books().extend(&mut self.transfer, more);
+        if !self.intents.is_empty() && !granted.is_zero() {
             let entry = Entry::Extended {
                 request: self.request,
-                held: total,
+                held: self.transfer.held(),
             };
             match self.ledger.journal().append(&entry) {
                 Ok(segment) => self.segments.push(segment),
                 Err(error) => {
                     // Money that the journal does not know of is not money to spend.
                     tracing::error!(%error, "a reservation could not be extended");
-                    self.ledger
-                        .books()
-                        .settle(&self.path, held.granted, Money::ZERO, now_unix_us);
-                    return Money::ZERO;
+                    self.ledger.books().unextend(&mut self.transfer, granted);
+                    return (Money::ZERO, false);
                 }
             }
         }
-        self.granted = total;
-        self.remaining = held.remaining;
-        held.granted
+        self.remaining = remaining;
+        (granted, may_come)
     }
 
-    /// Writes the intent to the journal; only then may the upstream be called.
+    /// Holds the money in the budgets for this target too, and writes the intent to the journal; only then may the
+    /// upstream be called.
     ///
     /// # Errors
-    /// The journal cannot be written. The attempt must not be made: its cost could be lost.
-    pub fn begin_attempt(&mut self, intent: Intent) -> Result<(), JournalError> {
+    /// [`BeginError`]: the attempt must not be made.
+    pub async fn begin_attempt(&mut self, intent: Intent) -> Result<(), BeginError> {
+        if let Err(short) = self.aim(&intent) {
+            // The slice may just be empty.
+            if !short.hopeless {
+                self.ledger.wake();
+                let _ = tokio::time::timeout(STAND_STILL, self.ledger.refilled()).await;
+            }
+            let needed = self.transfer.held();
+            self.aim(&intent).map_err(|short| Denied::Budget {
+                balance: short.balance,
+                needed,
+            })?;
+        }
+        let cells = self.ledger.books().names(&self.transfer);
         let entry = Entry::Began {
             request: self.request,
-            held: self.granted,
+            held: self.transfer.held(),
+            cells,
             intent: Shared::Borrowed(&intent),
         };
         self.segments.push(self.ledger.journal().append(&entry)?);
         self.intents.push(intent);
         Ok(())
+    }
+
+    fn aim(&mut self, intent: &Intent) -> Result<(), Short> {
+        self.ledger.books().aim(&mut self.transfer, intent.target())
     }
 
     /// Posts what the record says was spent, gives the rest back and hands the record to the store.
@@ -136,19 +189,24 @@ impl Reservation {
 
     fn finish(&mut self, record: Record) {
         self.settled = true;
-        let settled_us = settled_at(&record);
+        let costs: SmallVec<[Cost<'_>; 2]> = record
+            .attempts
+            .iter()
+            .map(|attempt| Cost {
+                target: Target {
+                    model: &attempt.model,
+                    model_asked: &record.model_asked,
+                    class: attempt.class,
+                },
+                amount: attempt.charge.total,
+            })
+            .collect();
+        let settled = self.ledger.books().post(&self.transfer, &costs);
+        drop(costs);
+        let segments = std::mem::take(&mut self.segments);
         self.ledger
-            .books()
-            .settle(&self.path, self.granted, record.total(), settled_us);
-        self.ledger.post(record, std::mem::take(&mut self.segments));
+            .post((record, self.transfer.held()), settled, segments);
     }
-}
-
-/// A record belongs to the window in which it ended.
-pub(crate) fn settled_at(record: &Record) -> i64 {
-    record
-        .started_unix_us
-        .saturating_add_unsigned(record.timings.total_us)
 }
 
 impl Drop for Reservation {
@@ -156,12 +214,9 @@ impl Drop for Reservation {
         if self.settled {
             return;
         }
-        match crash::estimate(self.request, &self.intents, self.granted) {
+        match crash::estimate(self.request, &self.intents, self.transfer.held()) {
             Some(record) => self.finish(record),
-            None => self
-                .ledger
-                .books()
-                .settle(&self.path, self.granted, Money::ZERO, i64::MIN),
+            None => self.ledger.books().void(&self.transfer),
         }
     }
 }

@@ -1,38 +1,61 @@
-//! Moves settled records into the store, many at a time, and lets the journal forget what has arrived.
+//! Moves settlements into the store, many at a time, and lets the journal forget what has arrived.
 
+use crate::books::Books;
 use crate::journal::{Fsync, Journal, JournalError};
-use crate::store::Store;
-use exchange::Record;
+use crate::settlement::Settlement;
+use crate::store::{Alert, Posted, Spend, Store, StoreError};
 use smallvec::SmallVec;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
-/// Records that may wait while the store is down. Beyond it no more money is given out: every one of them is in the
-/// journal, but a gateway that can no longer tell what it spent has no business spending.
+/// Settlements that may wait for the store. Beyond it no more money is given out: every one of them is in the journal,
+/// but a gateway that can no longer tell what it spent has no business spending.
 const BACKLOG: usize = 100_000;
-/// Records per transaction.
+/// Settlements per transaction.
 const BATCH: usize = 2_000;
-/// How long records gather before they are written; what a dashboard lags behind.
+/// How long they gather before they are written; what a dashboard lags behind.
 const GATHER: Duration = Duration::from_millis(50);
 /// How long a settlement may wait for an intent to go to the kernel with.
 const HAND_OVER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_millis(500);
+/// A transaction that takes longer has been lost with its connection.
+const SILENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(crate) struct Posting {
-    pub(crate) record: Record,
+    pub(crate) settlement: Settlement,
     pub(crate) segments: SmallVec<[u64; 2]>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<Posting>,
-    /// Pushed in all, and of these written.
+    /// Pushed in all.
     pushed: u64,
     closing: bool,
     problem: Option<String>,
+}
+
+/// What the writer works with.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    pub(crate) store: Store,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) books: Arc<Mutex<Books>>,
+    pub(crate) alerts: mpsc::Sender<Alert>,
+    /// Held while the store takes a batch, or while this node learns that it has been given up.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) clock: fn() -> i64,
+}
+
+impl Desk {
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -43,13 +66,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(store: Store, journal: Arc<Journal>) -> Self {
+    pub(crate) fn start(desk: Desk) -> Self {
         let queue = Arc::new((Mutex::new(Queue::default()), Notify::new()));
         let (progress, written) = watch::channel(0);
         let mut task = JoinSet::new();
         let (closed, closing) = watch::channel(());
-        task.spawn(keep(journal.clone(), closing));
-        task.spawn(run(store, journal, queue.clone(), (progress, closed)));
+        task.spawn(keep(desk.journal.clone(), closing));
+        task.spawn(run(desk, queue.clone(), (progress, closed)));
         Self {
             queue,
             written,
@@ -64,7 +87,7 @@ impl Writer {
     pub(crate) fn push(&self, posting: Posting) {
         let mut queue = self.queue();
         // A posting without a journal entry is a refusal: it costs nothing, and goes first when there is no room.
-        if queue.waiting.len() >= 2 * BACKLOG && posting.segments.is_empty() {
+        if queue.waiting.len() >= BACKLOG && posting.segments.is_empty() {
             return;
         }
         queue.waiting.push(posting);
@@ -74,12 +97,22 @@ impl Writer {
         }
     }
 
+    /// What waits was held under leases that have been written off.
+    pub(crate) fn mark_late(&self) {
+        for posting in &mut self.queue().waiting {
+            posting.settlement.late = true;
+        }
+    }
+
     pub(crate) fn healthy(&self) -> Result<(), String> {
         let queue = self.queue();
-        match &queue.problem {
-            Some(problem) if queue.waiting.len() >= BACKLOG => Err(problem.clone()),
-            _ => Ok(()),
+        if queue.waiting.len() < BACKLOG {
+            return Ok(());
         }
+        Err(queue
+            .problem
+            .clone()
+            .unwrap_or_else(|| "it is slower than the requests that come".into()))
     }
 
     pub(crate) async fn flush(&self) {
@@ -88,10 +121,12 @@ impl Writer {
         let _ = written.wait_for(|count| *count >= wanted).await;
     }
 
-    pub(crate) async fn close(&self) {
+    /// Ends the writer; true if the store has everything.
+    pub(crate) async fn close(&self) -> bool {
         self.queue().closing = true;
         self.queue.1.notify_one();
         while self.task.lock().await.join_next().await.is_some() {}
+        *self.written.borrow() >= self.queue().pushed
     }
 }
 
@@ -100,12 +135,12 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
 }
 
 async fn run(
-    store: Store,
-    journal: Arc<Journal>,
+    desk: Desk,
     queue: Arc<(Mutex<Queue>, Notify)>,
     // The second is dropped at the end, which is what it is for.
     (progress, _closed): (watch::Sender<u64>, watch::Sender<()>),
 ) {
+    let mut raised = HashSet::new();
     loop {
         let closing = lock(&queue.0).closing;
         if lock(&queue.0).waiting.is_empty() {
@@ -115,19 +150,93 @@ async fn run(
             queue.1.notified().await;
         }
         if !closing {
-            tokio::time::sleep(GATHER).await;
+            sleep(GATHER).await;
         }
+        let turn = desk.turn.lock().await;
         let batch: Vec<Posting> = {
             let mut queue = lock(&queue.0);
             let count = queue.waiting.len().min(BATCH);
             queue.waiting.drain(..count).collect()
         };
-        if !write(&store, &queue.0, &batch).await {
+        let Some(posted) = write(&desk.store, &queue.0, &batch).await else {
             return;
-        }
+        };
+        drop(turn);
         let segments = batch.iter().flat_map(|posting| posting.segments.iter().copied());
-        journal.forget(segments);
+        desk.journal.forget(segments);
         progress.send_modify(|count| *count += batch.len() as u64);
+        raise(&desk, &mut raised, &posted.spends).await;
+    }
+}
+
+/// Writes a batch, for as long as it takes; nothing when the ledger closes first. The journal still has it then.
+async fn write(store: &Store, queue: &Mutex<Queue>, batch: &[Posting]) -> Option<Posted> {
+    let settlements: Vec<&Settlement> = batch.iter().map(|posting| &posting.settlement).collect();
+    loop {
+        let posted = timeout(SILENCE, store.post(&settlements)).await;
+        match posted.unwrap_or(Err(StoreError::Silent(SILENCE))) {
+            Ok(posted) => {
+                lock(queue).problem = None;
+                return Some(posted);
+            }
+            Err(error) => {
+                tracing::error!(%error, waiting = batch.len(), "the store cannot be written; records are kept in the journal");
+                let mut queue = lock(queue);
+                queue.problem = Some(error.to_string());
+                if queue.closing {
+                    return None;
+                }
+            }
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// A budget window's threshold, as far as this process knows it was told.
+type Raised = HashSet<(String, i64, u16)>;
+
+/// Tells of thresholds that have been passed; the store knows which were told before.
+async fn raise(desk: &Desk, raised: &mut Raised, spends: &[Spend]) {
+    let mut alerts = Vec::new();
+    for spend in spends {
+        let Some(budget) = desk.books().definition(&spend.budget) else {
+            continue;
+        };
+        let limit = budget.limit((desk.clock)());
+        for threshold in &budget.spec.thresholds {
+            let passed =
+                i128::from(spend.spent.nanos()) * 100 >= i128::from(limit.nanos()) * i128::from(*threshold);
+            if passed && raised.insert((spend.budget.clone(), spend.starts_us, *threshold)) {
+                alerts.push(Alert {
+                    budget: spend.budget.clone(),
+                    account: budget.account.to_string(),
+                    window_starts_us: spend.starts_us,
+                    threshold: *threshold,
+                    spent: spend.spent,
+                    limit,
+                });
+            }
+        }
+    }
+    if alerts.is_empty() {
+        return;
+    }
+    let keys: Vec<_> = alerts
+        .iter()
+        .map(|alert| (alert.budget.clone(), alert.window_starts_us, alert.threshold))
+        .collect();
+    match desk.store.raise(alerts).await {
+        Ok(new) => {
+            for alert in new {
+                if desk.alerts.try_send(alert).is_err() {
+                    tracing::warn!("an alert was dropped: nobody takes them, or not fast enough");
+                }
+            }
+        }
+        Err(error) => {
+            tracing::error!(%error, "alerts could not be noted; the next spend tries again");
+            raised.retain(|key| !keys.contains(key));
+        }
     }
 }
 
@@ -141,7 +250,7 @@ async fn keep(journal: Arc<Journal>, mut closing: watch::Receiver<()>) {
         let kept = tokio::select! {
             _ = closing.changed() => return told(journal.flush()),
             () = journal.waiting.notified() => {
-                tokio::time::sleep(HAND_OVER).await;
+                sleep(HAND_OVER).await;
                 journal.flush()
             }
             () = tick(&mut disk) => {
@@ -163,26 +272,5 @@ async fn tick(interval: &mut Option<tokio::time::Interval>) {
 fn told(kept: Result<(), JournalError>) {
     if let Err(error) = kept {
         tracing::error!(%error, "settlements wait in memory alone: a crash now charges what was held for them");
-    }
-}
-
-/// Writes a batch, for as long as it takes; false when the ledger closes first. The journal still has it then.
-async fn write(store: &Store, queue: &Mutex<Queue>, batch: &[Posting]) -> bool {
-    loop {
-        match store.post(batch.iter().map(|posting| &posting.record)).await {
-            Ok(_) => {
-                lock(queue).problem = None;
-                return true;
-            }
-            Err(error) => {
-                tracing::error!(%error, waiting = batch.len(), "the store cannot be written; records are kept in the journal");
-                let mut queue = lock(queue);
-                queue.problem = Some(error.to_string());
-                if queue.closing {
-                    return false;
-                }
-            }
-        }
-        tokio::time::sleep(RETRY).await;
     }
 }

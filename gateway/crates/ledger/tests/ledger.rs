@@ -8,11 +8,12 @@ use exchange::{
     ValueTier,
 };
 use ledger::{
-    AccountSpec, Ask, BudgetSpec, Denied, Fsync, Intent, KeySpec, Ledger, Opening, Period, Principal,
-    Settings,
+    AccountSpec, Ask, BudgetSpec, Database, Denied, Fsync, Intent, KeySpec, Leases, Ledger, Opening, Period,
+    Principal, Settings,
 };
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Tuesday, 24 November 2026.
 const NOW: i64 = 1_795_532_400_000_000;
@@ -31,11 +32,14 @@ fn settings(folder: &Path, limit: Money) -> Settings {
     let monthly = vec![BudgetSpec {
         limit,
         period: Period::Month,
+        ..BudgetSpec::default()
     }];
     Settings {
-        database: folder.join("ledger.db"),
+        database: Database::Sqlite(folder.join("ledger.db")),
         journal: folder.join("journal"),
         fsync: Fsync::Never,
+        leases: Leases::default(),
+        clock: || NOW,
         accounts: vec![AccountSpec {
             path: account(None),
             budgets: monthly,
@@ -51,7 +55,7 @@ fn settings(folder: &Path, limit: Money) -> Settings {
 }
 
 async fn open(folder: &Path, limit: Money) -> (Ledger, Arc<Principal>) {
-    let ledger = Ledger::open(settings(folder, limit), NOW).await.unwrap();
+    let ledger = Ledger::open(settings(folder, limit)).await.unwrap();
     let principal = ledger.authenticate(&KEY).unwrap();
     (ledger, principal)
 }
@@ -60,10 +64,13 @@ fn id(number: u64) -> RequestId {
     RequestId::new(NOW as u64 / 1000 + number, [number as u8; 10])
 }
 
-fn ask(nanos: i64) -> Ask {
+fn ask(nanos: i64) -> Ask<'static> {
     Ask {
         want: Money::from_nanos(nanos),
         least: Money::from_nanos(nanos),
+        workflow: None,
+        labels: &[],
+        patience: Duration::from_millis(50),
         now_unix_us: NOW,
     }
 }
@@ -147,9 +154,9 @@ async fn what_is_settled_is_spent_stored_and_remembered() {
     let folder = tempfile::tempdir().unwrap();
     let limit = Money::from_nanos(1000);
     let (ledger, who) = open(folder.path(), limit).await;
-    let mut held = ledger.reserve(&who, id(1), ask(600)).unwrap();
-    held.begin_attempt(intent()).unwrap();
-    let refused = ledger.reserve(&who, id(2), ask(600)).unwrap_err();
+    let mut held = ledger.reserve(&who, id(1), ask(600)).await.unwrap();
+    held.begin_attempt(intent()).await.unwrap();
+    let refused = ledger.reserve(&who, id(2), ask(600)).await.unwrap_err();
     assert!(
         refused.to_string().contains("month budget of acme/search"),
         "{refused}"
@@ -186,13 +193,19 @@ async fn a_partial_grant_is_extended_while_there_is_money() {
                 ..want
             },
         )
+        .await
         .unwrap();
-    assert_eq!(first.extend(Money::from_nanos(30), NOW), Money::from_nanos(30));
-    assert_eq!(first.extend(Money::from_nanos(30), NOW), Money::from_nanos(10));
-    assert_eq!(first.extend(Money::from_nanos(30), NOW), Money::ZERO);
+    assert_eq!(first.extend(Money::from_nanos(30)).await, Money::from_nanos(30));
+    assert_eq!(first.extend(Money::from_nanos(30)).await, Money::from_nanos(10));
+    assert_eq!(first.extend(Money::from_nanos(30)).await, Money::ZERO);
     drop(first);
     assert_eq!(
-        ledger.reserve(&who, id(2), want).unwrap().envelope().granted,
+        ledger
+            .reserve(&who, id(2), want)
+            .await
+            .unwrap()
+            .envelope()
+            .granted,
         Money::from_nanos(100)
     );
 }
@@ -207,14 +220,14 @@ async fn every_begun_attempt_is_accounted_for_once_after_a_kill() {
     let journal = origin.path().join("journal/000000000001.journal");
     let (mut running, mut ends) = (Vec::new(), Vec::new());
     for number in 1..=6 {
-        let mut held = ledger.reserve(&who, id(number), ask(1000)).unwrap();
-        held.begin_attempt(intent()).unwrap();
+        let mut held = ledger.reserve(&who, id(number), ask(1000)).await.unwrap();
+        held.begin_attempt(intent()).await.unwrap();
         // The kernel has the intent now, or the upstream must not be called.
         ends.push(usize::try_from(journal.metadata().unwrap().len()).unwrap());
         if number % 2 == 0 {
             held.settle(record(id(number), 400));
         } else {
-            held.extend(Money::from_nanos(500), NOW);
+            held.extend(Money::from_nanos(500)).await;
             running.push(held);
         }
     }
@@ -248,9 +261,9 @@ async fn every_begun_attempt_is_accounted_for_once_after_a_kill() {
 async fn a_dropped_reservation_is_free_only_if_nothing_began() {
     let folder = tempfile::tempdir().unwrap();
     let (ledger, who) = open(folder.path(), Money::from_nanos(1000)).await;
-    drop(ledger.reserve(&who, id(1), ask(600)).unwrap());
-    let mut begun = ledger.reserve(&who, id(2), ask(600)).unwrap();
-    begun.begin_attempt(intent()).unwrap();
+    drop(ledger.reserve(&who, id(1), ask(600)).await.unwrap());
+    let mut begun = ledger.reserve(&who, id(2), ask(600)).await.unwrap();
+    begun.begin_attempt(intent()).await.unwrap();
     drop(begun);
     let balance = &ledger.balances(&who, NOW)[0];
     assert_eq!(
@@ -269,7 +282,7 @@ async fn a_dropped_reservation_is_free_only_if_nothing_began() {
 async fn one_journal_belongs_to_one_process() {
     let folder = tempfile::tempdir().unwrap();
     let _first = open(folder.path(), Money::ZERO).await;
-    let second = Ledger::open(settings(folder.path(), Money::ZERO), NOW)
+    let second = Ledger::open(settings(folder.path(), Money::ZERO))
         .await
         .unwrap_err();
     assert!(
@@ -283,8 +296,8 @@ async fn damage_inside_a_journal_is_told_and_nothing_is_deleted() {
     let folder = tempfile::tempdir().unwrap();
     {
         let (ledger, who) = open(folder.path(), Money::from_nanos(1000)).await;
-        let mut held = ledger.reserve(&who, id(1), ask(10)).unwrap();
-        held.begin_attempt(intent()).unwrap();
+        let mut held = ledger.reserve(&who, id(1), ask(10)).await.unwrap();
+        held.begin_attempt(intent()).await.unwrap();
         held.settle(record(id(1), 5));
         ledger.close().await;
     }
@@ -292,7 +305,7 @@ async fn damage_inside_a_journal_is_told_and_nothing_is_deleted() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[40] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    let problem = Ledger::open(settings(folder.path(), Money::ZERO), NOW)
+    let problem = Ledger::open(settings(folder.path(), Money::ZERO))
         .await
         .unwrap_err()
         .to_string();
@@ -305,21 +318,23 @@ async fn threads_together_never_hold_more_than_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     let limit = Money::from_nanos(10_000);
     let (ledger, who) = open(folder.path(), limit).await;
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let (ledger, who) = (&ledger, &who);
-            scope.spawn(move || {
-                for round in 0..500 {
-                    let Ok(held) = ledger.reserve(who, id(thread * 1000 + round), ask(3000)) else {
-                        continue;
-                    };
-                    let balance = &ledger.balances(who, NOW)[0];
-                    assert!(balance.spent.plus(balance.reserved) <= limit);
-                    drop(held);
-                }
-            });
-        }
-    });
-    let denied = ledger.reserve(&who, id(9), ask(10_001)).unwrap_err();
+    let mut threads = tokio::task::JoinSet::new();
+    for thread in 0..4 {
+        let (ledger, who) = (ledger.clone(), who.clone());
+        threads.spawn(async move {
+            for round in 0..500 {
+                let Ok(held) = ledger.reserve(&who, id(thread * 1000 + round), ask(3000)).await else {
+                    continue;
+                };
+                let balance = &ledger.balances(&who, NOW)[0];
+                assert!(balance.spent.plus(balance.reserved) <= limit);
+                drop(held);
+            }
+        });
+    }
+    while let Some(done) = threads.join_next().await {
+        done.unwrap();
+    }
+    let denied = ledger.reserve(&who, id(9), ask(10_001)).await.unwrap_err();
     assert!(matches!(denied, Denied::Budget { .. }));
 }

@@ -1,0 +1,238 @@
+//! The task that keeps this node's slices of budgets: takes more before they are used up, gives back what lies idle, says
+//! that the node is alive, and hears of changed definitions and of nodes that are gone.
+
+use crate::books::Round;
+use crate::store::StoreError;
+use crate::writer::{Desk, Writer};
+use exchange::Money;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How often everything is looked through and the node says that it lives.
+const BEAT: Duration = Duration::from_millis(500);
+/// After asking in vain, or of a store that is away.
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// A store that has not answered for so long is away.
+const SILENCE: Duration = Duration::from_secs(3);
+/// A node that has not been heard of for so long does not share in what is free.
+const ABSENT_US: i64 = 5_000_000;
+
+/// What to do when a slice is used up while the store is away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenAway {
+    /// Refuse.
+    #[default]
+    FailClosed,
+    /// Let each node spend so much more of each budget. It may exceed the limit by that much for every node.
+    AllowUpTo(Money),
+}
+
+/// How this node shares budgets with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leases {
+    pub when_away: WhenAway,
+    /// A node that has been silent for so long is given up: what it had leased counts as spent until it comes back.
+    pub lapse_after: Duration,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self {
+            when_away: WhenAway::FailClosed,
+            lapse_after: Duration::from_secs(600),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Something is wanted.
+    wake: Notify,
+    /// The store answered, or did not.
+    answered: Notify,
+    problem: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    closing: watch::Sender<bool>,
+    task: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+struct Task {
+    desk: Desk,
+    writer: Arc<Writer>,
+    shared: Arc<Shared>,
+    leases: Leases,
+    nodes: u32,
+    version: i64,
+}
+
+impl Keeper {
+    pub(crate) fn start(desk: Desk, writer: Arc<Writer>, leases: Leases, version: i64) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (closing, closed) = watch::channel(false);
+        let mut task = JoinSet::new();
+        let state = Task {
+            desk,
+            writer,
+            shared: shared.clone(),
+            leases,
+            nodes: 1,
+            version,
+        };
+        task.spawn(state.run(closed));
+        Self {
+            shared,
+            closing,
+            task: tokio::sync::Mutex::new(task),
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        self.shared.wake.notify_one();
+    }
+
+    /// Resolves when the store has answered once more, or has turned out to be away.
+    pub(crate) fn answered(&self) -> impl Future<Output = ()> + '_ {
+        self.shared.answered.notified()
+    }
+
+    /// Why the store does not answer, if it does not.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.shared
+            .problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) async fn close(&self) {
+        let _ = self.closing.send(true);
+        while self.task.lock().await.join_next().await.is_some() {}
+    }
+}
+
+impl Task {
+    async fn run(mut self, mut closed: watch::Receiver<bool>) {
+        let mut next_beat = Instant::now();
+        loop {
+            let whole = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => return,
+                () = tokio::time::sleep_until(next_beat) => true,
+                () = self.shared.wake.notified() => false,
+            };
+            if whole {
+                next_beat = Instant::now() + BEAT;
+                self.beat().await;
+            }
+            if (whole || self.desk.books().is_wanting()) && !self.round(whole).await {
+                tokio::select! {
+                    _ = closed.wait_for(|closed| *closed) => return,
+                    () = sleep(BACK_OFF) => {}
+                }
+            }
+        }
+    }
+
+    /// Asks the store for what is wanted; false if that was in vain.
+    async fn round(&self, whole: bool) -> bool {
+        let round = Round {
+            now_us: (self.desk.clock)(),
+            whole,
+            exclusive: self.desk.store.is_exclusive(),
+        };
+        let asks = self.desk.books().asks(round);
+        if asks.is_empty() {
+            return true;
+        }
+        let wanting = asks.iter().any(|ask| !ask.want.is_zero());
+        let before: Money = asks.iter().map(|ask| ask.least).sum();
+        let books = self.desk.books.clone();
+        let definition = move |id: &str| {
+            books
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .definition(id)
+        };
+        let said = timeout(SILENCE, self.desk.store.lease(&asks, definition, self.nodes)).await;
+        match said {
+            Ok(Ok(states)) => {
+                self.desk.books().leased(&states);
+                self.found(None);
+                // Whoever is still short asks again at once, and would do so until another node gives something back.
+                !wanting || before.is_zero() || !self.desk.books().is_wanting()
+            }
+            // The next beat says so too, and takes what follows from it.
+            Ok(Err(StoreError::GivenUp)) => {
+                self.desk.books().unheard();
+                false
+            }
+            Ok(Err(error)) => {
+                self.away(error.to_string());
+                false
+            }
+            Err(_) => {
+                self.away(format!("it has not answered for {} s", SILENCE.as_secs()));
+                false
+            }
+        }
+    }
+
+    fn away(&self, problem: String) {
+        tracing::warn!(%problem, "the store is away; budgets are spent from what this node has leased");
+        self.desk.books().unheard();
+        if let WhenAway::AllowUpTo(amount) = self.leases.when_away {
+            self.desk.books().advance(amount);
+        }
+        self.found(Some(problem));
+    }
+
+    fn found(&self, problem: Option<String>) {
+        *self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        self.shared.answered.notify_waiters();
+    }
+
+    /// Says that this node lives, and hears what is new.
+    async fn beat(&mut self) {
+        match timeout(SILENCE, self.hear()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.away(error.to_string()),
+            Err(_) => self.away(format!("it has not answered for {} s", SILENCE.as_secs())),
+        }
+    }
+
+    async fn hear(&mut self) -> Result<(), StoreError> {
+        let store = &self.desk.store;
+        let (nodes, lapsed) = store.beat(ABSENT_US).await?;
+        self.nodes = nodes;
+        if lapsed {
+            let _turn = self.desk.turn.lock().await;
+            tracing::warn!("the other nodes had given this one up: what is running counts as written off");
+            self.desk.books().lapse();
+            self.writer.mark_late();
+            store.revive().await?;
+        }
+        let silent_us = i64::try_from(self.leases.lapse_after.as_micros()).unwrap_or(i64::MAX);
+        if !store.is_exclusive() {
+            for node in store.lapse(silent_us).await? {
+                tracing::warn!(
+                    node,
+                    "a node is given up: what it had leased counts as spent until it comes back"
+                );
+            }
+        }
+        let version = store.version().await?;
+        if version != self.version {
+            let budgets = store.budgets().await?;
+            self.desk.books().define(budgets);
+            self.version = version;
+        }
+        Ok(())
+    }
+}
