@@ -34,7 +34,6 @@ pub(crate) struct Live {
     pub(crate) index: usize,
     /// Held until the answer is over.
     pub(crate) _permit: Permit,
-    pub(crate) input_tokens: u64,
 }
 
 /// Why no upstream is answering.
@@ -110,12 +109,10 @@ async fn try_candidate(
             Ok(opened) => {
                 deployment.succeeded();
                 trail.headers();
-                let input_tokens = exchange.request.facts.input_tokens;
                 return Ok(Ok(Live {
                     opened,
                     index: candidate.index,
                     _permit: permit,
-                    input_tokens,
                 }));
             }
             Err(failure) => failure,
@@ -182,7 +179,7 @@ fn encode(
     let facts = &exchange.request.facts;
     let settings = &deployment.upstream.settings;
     let ceiling = exchange.decision.ceiling.max(reservation.envelope().granted);
-    let affordable = deployment.price.affordable_output(facts.input_tokens, ceiling);
+    let affordable = deployment.price.load().affordable_output(facts, ceiling);
     let asked = facts
         .max_output_tokens
         .or(deployment.max_output_tokens)
@@ -209,8 +206,8 @@ async fn begin(
     trail: &mut Trail,
 ) -> Result<Result<(), Refusal>, Stop> {
     let deployment = exchange.gateway.fleet.get(candidate.index);
-    let usage =
-        Usage::new(UsageSource::Estimated).with(TokenClass::Input, exchange.request.facts.input_tokens);
+    let facts = &exchange.request.facts;
+    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, facts.input_tokens);
     let intent = Intent {
         opening: trail.opening.clone(),
         number: trail.count() + 1,
@@ -219,7 +216,7 @@ async fn begin(
         model: candidate.model.clone(),
         class: candidate.class,
         started_unix_us: exchange.watch.now_unix_us(),
-        estimate: deployment.price.charge(&usage),
+        estimate: deployment.price.load().charge(&usage, facts.asked_tier()),
         usage,
     };
     match reservation.begin_attempt(intent.clone()).await {

@@ -4,9 +4,10 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::fleet::{Fleet, Price};
+use crate::fleet::Fleet;
 use crate::gateway::Gateway;
 use crate::listen::{Certificate, Listener};
+use crate::prices::{self, Renewal};
 use crate::telemetry::{self, Meters};
 use crate::upstream::Upstream;
 use anyhow::Context;
@@ -48,10 +49,10 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(serve(config, policy))
+        .block_on(serve(config, policy, path))
 }
 
-async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
+async fn serve(mut config: Config, policy: Policy, path: &Path) -> anyhow::Result<()> {
     let mut listeners = Vec::new();
     for settings in &config.listen {
         listeners.push(Listener::bind(settings).await?);
@@ -61,7 +62,9 @@ async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
         tls: None,
     })
     .await?;
-    let fleet = fleet(&mut config, &policy)?;
+    let book = prices::read(&config.prices, &config.price_lists)?;
+    let renewal = Renewal::new(path, &config, book.clone());
+    let fleet = fleet(&mut config, &policy, &book)?;
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
@@ -109,7 +112,7 @@ async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
     let mut admin_tasks = JoinSet::new();
     admin_tasks.spawn(admin.run(app, admin_stop));
 
-    wait_for_the_end(&gateway, &certificates).await?;
+    wait_for_the_end(&gateway, &certificates, renewal).await?;
     tracing::info!(running = gateway.in_flight(), "draining");
     let _ = stop_all.send(true);
     let drain = gateway.config.limits.drain;
@@ -127,7 +130,11 @@ async fn serve(mut config: Config, policy: Policy) -> anyhow::Result<()> {
 }
 
 /// Handles signals and upkeep until one of them says to stop.
-async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) -> anyhow::Result<()> {
+async fn wait_for_the_end(
+    gateway: &Gateway,
+    certificates: &[Arc<Certificate>],
+    mut renewal: Renewal,
+) -> anyhow::Result<()> {
     let listen = |kind| -> anyhow::Result<Signal> { Ok(signal(kind)?) };
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -136,15 +143,19 @@ async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) 
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => for certificate in certificates {
-                match certificate.reload() {
-                    Ok(()) => tracing::info!("the certificate was read again"),
-                    Err(error) => tracing::error!("{error:#}; the one in use stays"),
+            _ = hang_up.recv() => {
+                for certificate in certificates {
+                    match certificate.reload() {
+                        Ok(()) => tracing::info!("the certificate was read again"),
+                        Err(error) => tracing::error!("{error:#}; the one in use stays"),
+                    }
                 }
-            },
+                renewal.read_again(&gateway.fleet, clock::unix_us());
+            }
             () = sleep(UPKEEP) => {
                 gateway.meters.upkeep();
                 gateway.fleet.sweep();
+                renewal.renew(&gateway.fleet, clock::unix_us());
             }
         }
     }
@@ -156,19 +167,15 @@ async fn idle(gateway: &Gateway) {
     }
 }
 
-fn fleet(config: &mut Config, policy: &Policy) -> anyhow::Result<Fleet> {
-    let book = PriceBook::load(&config.prices)?;
+fn fleet(config: &mut Config, policy: &Policy, book: &PriceBook) -> anyhow::Result<Fleet> {
     let mut upstreams = Vec::new();
     for provider in std::mem::take(&mut config.providers) {
         upstreams.push(Arc::new(Upstream::new(provider)?));
     }
     let ceiling = config.unpriced_ceiling;
-    let fleet = Fleet::new(policy, &upstreams, |provider, model| {
-        match (book.resolve(provider, model), ceiling) {
-            (Some(price), _) => Price::Known(price),
-            (None, Some(ceiling)) => Price::Ceiling(ceiling, book.version().clone()),
-            (None, None) => Price::Unknown,
-        }
+    let now = clock::unix_us();
+    let fleet = Fleet::new(policy, &upstreams, |upstream, model| {
+        prices::price(book, ceiling, (&upstream.settings, model), now)
     })?;
     Ok(fleet)
 }

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod prices;
+
 use crate::config::{self, Config, Document};
 use crate::{boot, clock, quickstart};
 use clap::{Parser, Subcommand};
@@ -49,6 +51,11 @@ enum Command {
         /// Where health, metrics and budgets are.
         #[arg(long, default_value = "127.0.0.1:8081")]
         admin: String,
+    },
+    /// What models cost.
+    Prices {
+        #[command(subcommand)]
+        command: prices::PricesCommand,
     },
     /// Gateway keys.
     Key {
@@ -125,6 +132,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             )?;
             boot::run(&config)
         }
+        Command::Prices { command } => prices::run(command, &mut out),
         Command::Key {
             command: KeyCommand::Create,
         } => {

@@ -41,6 +41,7 @@ pub(crate) struct Config {
     pub(crate) accounts: Vec<AccountSpec>,
     pub(crate) keys: Vec<KeySpec>,
     pub(crate) prices: meter::PriceOverrides,
+    pub(crate) price_lists: PriceLists,
     pub(crate) unpriced_ceiling: Option<Money>,
     pub(crate) log: Log,
 }
@@ -72,6 +73,13 @@ pub(crate) struct Limits {
     pub(crate) drain: Duration,
     pub(crate) queue_timeout: Duration,
     pub(crate) budget_wait: Duration,
+}
+
+/// Files with lists of prices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PriceLists {
+    pub(crate) litellm: Option<PathBuf>,
+    pub(crate) genai_prices: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -136,6 +144,22 @@ impl BaseUrl {
             port,
             path: uri.path().trim_end_matches('/').to_owned(),
         })
+    }
+}
+
+impl std::fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        let host = &self.host;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        match (self.tls, self.port) {
+            (true, 443) | (false, 80) => write!(f, "{scheme}://{host}{}", self.path),
+            (_, port) => write!(f, "{scheme}://{host}:{port}{}", self.path),
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::clock;
 use crate::upstream::Upstream;
-use exchange::{Charge, Facts, Money, Offer, Usage};
+use arc_swap::ArcSwap;
+use exchange::{Charge, Facts, Money, Offer, ServiceTier, Usage};
 use meter::ModelPrice;
 use router_policies::Policy;
 use smallvec::SmallVec;
@@ -17,7 +18,7 @@ const FIRST_SLICE: u64 = 256;
 const USUAL_OUTPUT: u64 = 500;
 
 /// What is known of a deployment's cost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Price {
     Known(ModelPrice),
     /// Nobody has named a price; the operator allows so much per request, and charges it whole.
@@ -26,20 +27,21 @@ pub(crate) enum Price {
 }
 
 impl Price {
-    pub(crate) fn quote(&self, input_tokens: u64, output_tokens: u64) -> Option<Money> {
+    pub(crate) fn quote(&self, facts: &Facts, output_tokens: u64) -> Option<Money> {
         match self {
-            Self::Known(price) => Some(price.quote(input_tokens, output_tokens)),
+            Self::Known(price) => Some(price.quote(facts, output_tokens)),
             Self::Ceiling(ceiling, _) => Some(*ceiling),
             Self::Unknown => None,
         }
     }
 
-    pub(crate) fn charge(&self, usage: &Usage) -> Charge {
+    pub(crate) fn charge(&self, usage: &Usage, served: ServiceTier) -> Charge {
         match self {
-            Self::Known(price) => price.charge(usage),
+            Self::Known(price) => price.charge(usage, served),
             Self::Ceiling(ceiling, version) => Charge {
                 total: *ceiling,
                 price_version: version.clone(),
+                service_tier: served,
                 ..Charge::default()
             },
             Self::Unknown => Charge::default(),
@@ -47,9 +49,9 @@ impl Price {
     }
 
     /// Output tokens that `money` pays for.
-    pub(crate) fn affordable_output(&self, input_tokens: u64, money: Money) -> u64 {
+    pub(crate) fn affordable_output(&self, facts: &Facts, money: Money) -> u64 {
         match self {
-            Self::Known(price) => price.affordable_output(input_tokens, money),
+            Self::Known(price) => price.affordable_output(facts, money),
             Self::Ceiling(..) | Self::Unknown => u64::MAX,
         }
     }
@@ -89,8 +91,10 @@ impl Breaker {
 #[derive(Debug)]
 pub(crate) struct Deployment {
     pub(crate) id: Arc<str>,
+    pub(crate) model: Arc<str>,
     pub(crate) upstream: Arc<Upstream>,
-    pub(crate) price: Price,
+    /// Replaced whole when prices change.
+    pub(crate) price: ArcSwap<Price>,
     pub(crate) max_output_tokens: Option<u64>,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
@@ -163,13 +167,14 @@ impl Deployment {
         let usual = facts
             .max_output_tokens
             .map_or(USUAL_OUTPUT, |limit| limit.min(USUAL_OUTPUT));
+        let price = self.price.load();
         let has_room = self.slots.as_ref().is_none_or(|slots| {
             slots.available_permits() > 0 || self.queued.load(Ordering::Relaxed) < self.max_queued
         });
         Offer {
             available: self.breaker.is_closed() && has_room,
-            expected: self.price.quote(facts.input_tokens, usual),
-            minimum: self.price.quote(facts.input_tokens, Self::first_slice(facts)),
+            expected: price.quote(facts, usual),
+            minimum: price.quote(facts, Self::first_slice(facts)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
         }
     }
@@ -204,7 +209,7 @@ impl Fleet {
     pub(crate) fn new(
         policy: &Policy,
         upstreams: &[Arc<Upstream>],
-        price: impl Fn(&str, &str) -> Price,
+        price: impl Fn(&Upstream, &str) -> Price,
     ) -> Result<Self, FleetError> {
         let mut deployments = Vec::with_capacity(policy.deployments().len());
         for spec in policy.deployments() {
@@ -228,8 +233,9 @@ impl Fleet {
             let limit = spec.max_in_flight.or(settings.max_in_flight);
             deployments.push(Deployment {
                 id: spec.id.clone(),
+                model: spec.model.clone(),
                 upstream: upstream.clone(),
-                price: price(&spec.provider, &spec.model),
+                price: ArcSwap::from_pointee(price(upstream, &spec.model)),
                 max_output_tokens: spec.max_output_tokens,
                 breaker: Breaker {
                     failures: AtomicU32::new(0),
@@ -251,6 +257,10 @@ impl Fleet {
         for deployment in &self.deployments {
             deployment.upstream.sweep();
         }
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Deployment> {
+        self.deployments.iter()
     }
 
     pub(crate) fn get(&self, index: usize) -> &Deployment {

@@ -12,6 +12,7 @@ mod fleet;
 mod gateway;
 mod listen;
 mod local;
+mod prices;
 mod quickstart;
 mod refuse;
 mod relay;

@@ -113,7 +113,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(live) => live,
         Err(stop) => return settle_stop(&exchange, client, (reservation, trail), stop).await,
     };
-    let (index, input_tokens) = (live.index, live.input_tokens);
+    let index = live.index;
     let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
     let mut refused = None;
     if let Some(refusal) = relayed.refusal.take() {
@@ -122,7 +122,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     }
     settle(
         gateway.fleet.get(index),
-        input_tokens,
+        &request.facts,
         (reservation, trail),
         (relayed, refused),
         &gateway.meters,

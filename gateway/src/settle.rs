@@ -6,19 +6,28 @@ use crate::relay::Relayed;
 use crate::telemetry::Meters;
 use crate::trail::{Ended, Trail};
 use dialect::Progress;
-use exchange::{AttemptOutcome, RefusalKind, TokenClass, Usage, UsageSource};
+use exchange::{AttemptOutcome, Facts, RefusalKind, ServiceTier, TokenClass, Unit, Usage, UsageSource};
 use ledger::Reservation;
 
 /// Charges what was used and closes the books on the exchange.
 pub(crate) fn settle(
     deployment: &Deployment,
-    input_tokens: u64,
+    facts: &Facts,
     (reservation, mut trail): (Reservation, Trail),
     (relayed, refusal): (Relayed, Option<RefusalKind>),
     meters: &Meters,
 ) {
-    let usage = used(&relayed.progress, input_tokens);
-    let charge = deployment.price.charge(&usage);
+    let usage = used(&relayed.progress, facts.input_tokens).with_unit(Unit::InputImage, facts.images);
+    // What is billed is the tier that was served; a provider that tells none has at most served the wish.
+    let told = relayed
+        .progress
+        .service_tier
+        .as_deref()
+        .map(ServiceTier::from_wire);
+    let charge = deployment
+        .price
+        .load()
+        .charge(&usage, told.unwrap_or_else(|| facts.asked_tier()));
     trail.finished(relayed.outcome, 200, usage, charge);
     if relayed.outcome == AttemptOutcome::BrokeOff {
         deployment.failed();
@@ -65,8 +74,9 @@ pub(crate) fn charge_unanswered(exchange: &Exchange<'_>, trail: &mut Trail) {
     let Some(index) = position.map(|planned| planned.index) else {
         return;
     };
-    let input_tokens = exchange.request.facts.input_tokens;
-    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, input_tokens);
-    let charge = exchange.gateway.fleet.get(index).price.charge(&usage);
+    let facts = &exchange.request.facts;
+    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, facts.input_tokens);
+    let price = exchange.gateway.fleet.get(index).price.load();
+    let charge = price.charge(&usage, facts.asked_tier());
     trail.finished(AttemptOutcome::Cancelled, 0, usage, charge);
 }

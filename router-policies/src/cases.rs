@@ -221,6 +221,7 @@ impl Given {
             structured_output: self.structured_output,
             thinking: self.thinking.map(Thinking::Level),
             service_tier: None,
+            hour_cache: false,
             workflow: self.workflow.as_deref().map(Into::into),
             deadline_ms: None,
             labels: self

@@ -22,8 +22,9 @@ pub(crate) struct Document {
     pub(super) providers: BTreeMap<String, Provider>,
     /// Organisations by name.
     pub(super) accounts: BTreeMap<String, Org>,
-    /// Prices that go before the built-in list.
+    /// Prices that go before every list.
     pub(super) prices: PriceOverrides,
+    pub(super) price_lists: PriceLists,
     /// Lets models without a price run, each request held at and charged this much. Left out: they are refused.
     pub(super) unpriced_ceiling_dollars: Option<Dollars>,
     pub(super) log: Log,
@@ -43,6 +44,7 @@ impl Default for Document {
             providers: BTreeMap::new(),
             accounts: BTreeMap::new(),
             prices: PriceOverrides::default(),
+            price_lists: PriceLists::default(),
             unpriced_ceiling_dollars: None,
             log: Log::default(),
         }
@@ -356,6 +358,16 @@ pub(crate) struct Key {
     pub(super) budgets: Vec<Budget>,
     #[serde(default)]
     pub(super) disabled: bool,
+}
+
+/// Files with lists of prices. They and `prices` are read again when a file changes, and on SIGHUP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PriceLists {
+    /// LiteLLM's `model_prices_and_context_window.json`, which goes before the list below.
+    pub(super) litellm: Option<String>,
+    /// A newer `data.json` (version 2) of genai-prices. Left out: the list that is built in.
+    pub(super) genai_prices: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

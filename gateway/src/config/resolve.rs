@@ -5,7 +5,8 @@
 
 use super::document::{self, Document};
 use super::mistakes::Mistakes;
-use super::{Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, Provider, Secret, TlsFiles};
+use super::{Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, PriceLists, Provider, Secret, TlsFiles};
+use crate::prices;
 use exchange::{AccountPath, Dialect, Grants, KeyHash};
 use ledger::{AccountSpec, BudgetSpec, Database, Fsync, Increase, KeySpec, Leases, Scope, WhenAway, Zone};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,13 @@ impl Document {
     pub(super) fn resolve(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Config {
         let mut tree = Tree::default();
         tree.grow(self, mistakes);
-        if let Err(error) = meter::PriceBook::load(&self.prices) {
-            mistakes.add(format!("prices[{}]", error.index - 1), error.problem);
+        let file = |path: &Option<String>| path.as_ref().map(|path| folder.join(path));
+        let price_lists = PriceLists {
+            litellm: file(&self.price_lists.litellm),
+            genai_prices: file(&self.price_lists.genai_prices),
+        };
+        if let Err(error) = prices::read(&self.prices, &price_lists) {
+            mistakes.add(error.at, error.problem);
         }
         let ceiling = self.unpriced_ceiling_dollars.as_ref();
         let unpriced_ceiling =
@@ -45,6 +51,7 @@ impl Document {
             accounts: tree.accounts,
             keys: tree.keys,
             prices: self.prices.clone(),
+            price_lists,
             unpriced_ceiling,
             log: Log {
                 filter: self.log.filter.clone(),
