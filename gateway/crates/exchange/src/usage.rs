@@ -134,14 +134,9 @@ spelled!(UsageSource { Reported => "reported", Counted => "counted", Estimated =
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     counts: [u64; TokenClass::COUNT],
-    /// Absent from most records, and so left out of them.
-    #[serde(default, skip_serializing_if = "is_nothing")]
+    #[serde(default)]
     units: [u32; Unit::COUNT],
     pub source: UsageSource,
-}
-
-fn is_nothing(units: &[u32; Unit::COUNT]) -> bool {
-    units.iter().all(|count| *count == 0)
 }
 
 impl Usage {
@@ -230,15 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_kept_and_older_records_without_them_still_read() {
-        let plain = Usage::new(UsageSource::Reported).with(TokenClass::Input, 7);
-        let written = serde_json::to_string(&plain).unwrap();
-        assert!(!written.contains("units"), "{written}");
-        assert_eq!(serde_json::from_str::<Usage>(&written).unwrap(), plain);
-        let searched = plain.with_unit(Unit::WebSearch, 2);
-        let read: Usage = serde_json::from_str(&serde_json::to_string(&searched).unwrap()).unwrap();
+    fn pieces_are_kept_and_are_no_tokens() {
+        let usage = Usage::new(UsageSource::Reported)
+            .with(TokenClass::Input, 7)
+            .with_unit(Unit::WebSearch, 2);
+        let read: Usage = serde_json::from_str(&serde_json::to_string(&usage).unwrap()).unwrap();
         assert_eq!(read.units().collect::<Vec<_>>(), [(Unit::WebSearch, 2)]);
-        assert_eq!(read.input_total(), 7);
+        assert_eq!((read, read.input_total()), (usage, 7));
     }
 
     #[test]
