@@ -5,6 +5,7 @@ use crate::client::{Client, Gone};
 use crate::clock::Stopwatch;
 use crate::fleet::{Deployment, Permit};
 use crate::gateway::Gateway;
+use crate::limits::expected_tokens;
 use crate::refuse;
 use crate::trail::Trail;
 use crate::upstream::{OpenError, Opened};
@@ -156,7 +157,8 @@ async fn enter(
     deployment: &Deployment,
     has_more: bool,
 ) -> Result<Option<Permit>, Stop> {
-    if let Some(permit) = deployment.try_enter() {
+    let tokens = expected_tokens(&exchange.request.facts);
+    if let Some(permit) = deployment.try_enter(tokens) {
         return Ok(Some(permit));
     }
     if has_more {
@@ -165,7 +167,7 @@ async fn enter(
     tokio::select! {
         biased;
         Gone = client.gone() => Err(Stop::Gone(Phase::Queue)),
-        entered = timeout(exchange.gateway.config.limits.queue_timeout, deployment.enter()) => Ok(entered.ok().flatten()),
+        entered = timeout(exchange.gateway.config.limits.queue_timeout, deployment.enter(tokens)) => Ok(entered.ok().flatten()),
     }
 }
 

@@ -6,9 +6,11 @@ use crate::clock;
 use crate::config::{Config, Listen};
 use crate::fleet::Fleet;
 use crate::gateway::Gateway;
+use crate::limits::RateLimits;
 use crate::listen::{Certificate, Listener};
 use crate::prices::{self, Renewal};
-use crate::telemetry::{self, Meters};
+use crate::share::Share;
+use crate::telemetry::{self, Meters, ShareMeters};
 use crate::upstream::Upstream;
 use anyhow::Context;
 use ledger::Ledger;
@@ -82,11 +84,13 @@ async fn serve(mut config: Config, policy: Policy, path: &Path) -> anyhow::Resul
     let options = Gateway::server_options();
     let meters = Meters::install()?;
     let running = Arc::new(());
+    let limits = Arc::new(limits(&config)?);
     let gateway = Arc::new(Gateway {
         config,
         policy,
         fleet,
         ledger,
+        limits,
         meters,
         options,
         cut,
@@ -101,6 +105,11 @@ async fn serve(mut config: Config, policy: Policy, path: &Path) -> anyhow::Resul
         certificates.extend(listener.certificate.clone());
         tasks.spawn(listener.run(gateway.clone(), stop.clone()));
     }
+    let nodes = {
+        let gateway = gateway.clone();
+        move |count| gateway.fleet.share_among(count)
+    };
+    tasks.spawn(gateway.limits.clone().keep_shared(nodes, stop.clone()));
     writeln!(out, "admin on {}", admin.url())?;
     out.flush()?;
     let app = Arc::new(Admin {
@@ -165,6 +174,17 @@ async fn idle(gateway: &Gateway) {
     while gateway.in_flight() > 0 {
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+fn limits(config: &Config) -> anyhow::Result<RateLimits> {
+    let share = match &config.redis {
+        Some(redis) => {
+            let node = clock::new_request(clock::unix_us()).0.to_string();
+            Some((Share::new(redis.clone(), node)?, ShareMeters::install()))
+        }
+        None => None,
+    };
+    Ok(RateLimits::new(&config.rate_limits, share))
 }
 
 fn fleet(config: &mut Config, policy: &Policy, book: &PriceBook) -> anyhow::Result<Fleet> {

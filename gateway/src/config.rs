@@ -17,8 +17,9 @@ pub(crate) use document::Document;
 pub(crate) use mistakes::ConfigError;
 pub(crate) use secret::Secret;
 
-use exchange::{Dialect, Money};
+use exchange::{AccountPath, Dialect, Money};
 use ledger::{AccountSpec, KeySpec};
+use limits::Rule;
 use mistakes::Mistakes;
 use router_policies::DocumentError;
 use std::net::SocketAddr;
@@ -40,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) providers: Vec<Provider>,
     pub(crate) accounts: Vec<AccountSpec>,
     pub(crate) keys: Vec<KeySpec>,
+    pub(crate) rate_limits: Vec<(AccountPath, Rule)>,
+    pub(crate) redis: Option<Redis>,
     pub(crate) prices: meter::PriceOverrides,
     pub(crate) price_lists: PriceLists,
     pub(crate) unpriced_ceiling: Option<Money>,
@@ -75,6 +78,14 @@ pub(crate) struct Limits {
     pub(crate) budget_wait: Duration,
 }
 
+/// Where rate limits are shared.
+#[derive(Clone, Debug)]
+pub(crate) struct Redis {
+    pub(crate) url: Secret,
+    pub(crate) timeout: Duration,
+    pub(crate) prefix: String,
+}
+
 /// Files with lists of prices.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PriceLists {
@@ -102,6 +113,7 @@ pub(crate) struct Provider {
     pub(crate) first_byte_timeout: Duration,
     pub(crate) gap_timeout: Duration,
     pub(crate) max_in_flight: Option<u32>,
+    pub(crate) pace: Rule,
     pub(crate) max_queued: u32,
     pub(crate) breaker: Breaker,
     pub(crate) headers: Vec<(String, String)>,

@@ -1,16 +1,20 @@
 //! The live state of every deployment: how many requests run there, whether its breaker is open, what it costs.
 
+mod pace;
+
 use crate::clock;
 use crate::upstream::Upstream;
 use arc_swap::ArcSwap;
 use exchange::{Charge, Facts, Money, Offer, ServiceTier, Usage};
 use meter::ModelPrice;
+use pace::{Held, Pace};
 use router_policies::Policy;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 
 /// Output tokens held before a stream starts; more is held as they pass.
 const FIRST_SLICE: u64 = 256;
@@ -96,6 +100,7 @@ pub(crate) struct Deployment {
     /// Replaced whole when prices change.
     pub(crate) price: ArcSwap<Price>,
     pub(crate) max_output_tokens: Option<u64>,
+    pub(crate) pace: Pace,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
     in_flight: Arc<AtomicU32>,
@@ -107,6 +112,7 @@ pub(crate) struct Deployment {
 #[derive(Debug)]
 pub(crate) struct Permit {
     _slot: Option<OwnedSemaphorePermit>,
+    _held: Held,
     in_flight: Arc<AtomicU32>,
 }
 
@@ -117,19 +123,26 @@ impl Drop for Permit {
 }
 
 impl Deployment {
-    /// A slot, if one is free now.
-    pub(crate) fn try_enter(&self) -> Option<Permit> {
+    /// A slot for a call that is expected to use `tokens`, if one is free now.
+    pub(crate) fn try_enter(&self, tokens: u64) -> Option<Permit> {
+        let held = self.pace.take(tokens).ok()?;
         let slot = match &self.slots {
             None => None,
             Some(slots) => Some(slots.clone().try_acquire_owned().ok()?),
         };
-        Some(self.admit(slot))
+        Some(self.admit(slot, held))
     }
 
     /// A slot, in the order of asking; `None` when the queue is full. Dropping the future leaves the queue.
-    pub(crate) async fn enter(&self) -> Option<Permit> {
+    pub(crate) async fn enter(&self, tokens: u64) -> Option<Permit> {
+        let held = loop {
+            match self.pace.take(tokens) {
+                Ok(held) => break held,
+                Err(wait) => sleep(wait).await,
+            }
+        };
         let Some(slots) = &self.slots else {
-            return Some(self.admit(None));
+            return Some(self.admit(None, held));
         };
         if self.queued.fetch_add(1, Ordering::Relaxed) >= self.max_queued {
             self.queued.fetch_sub(1, Ordering::Relaxed);
@@ -137,13 +150,14 @@ impl Deployment {
         }
         let _place = Place(&self.queued);
         let slot = slots.clone().acquire_owned().await.ok()?;
-        Some(self.admit(Some(slot)))
+        Some(self.admit(Some(slot), held))
     }
 
-    fn admit(&self, slot: Option<OwnedSemaphorePermit>) -> Permit {
+    fn admit(&self, slot: Option<OwnedSemaphorePermit>, held: Held) -> Permit {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Permit {
             _slot: slot,
+            _held: held,
             in_flight: self.in_flight.clone(),
         }
     }
@@ -237,6 +251,7 @@ impl Fleet {
                 upstream: upstream.clone(),
                 price: ArcSwap::from_pointee(price(upstream, &spec.model)),
                 max_output_tokens: spec.max_output_tokens,
+                pace: Pace::new(&spec.id, settings.pace),
                 breaker: Breaker {
                     failures: AtomicU32::new(0),
                     open_until_ms: AtomicU64::new(0),
@@ -257,6 +272,13 @@ impl Fleet {
         for deployment in &self.deployments {
             deployment.upstream.sweep();
         }
+    }
+
+    /// From now on the rates are shared by so many gateways.
+    pub(crate) fn share_among(&self, nodes: u32) {
+        self.deployments
+            .iter()
+            .for_each(|deployment| deployment.pace.share_among(nodes));
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Deployment> {

@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::limits::RateLimits;
 use crate::serve;
 use crate::telemetry::Meters;
 use async_trait::async_trait;
@@ -22,6 +23,7 @@ pub(crate) struct Gateway {
     pub(crate) policy: Policy,
     pub(crate) fleet: Fleet,
     pub(crate) ledger: Ledger,
+    pub(crate) limits: Arc<RateLimits>,
     pub(crate) meters: Meters,
     pub(crate) options: HttpServerOptions,
     /// Becomes true when running streams must end.

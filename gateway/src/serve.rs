@@ -5,6 +5,7 @@ use crate::attempt::{Exchange, Stop, attempt};
 use crate::client::{Client, Gone};
 use crate::clock::{self, Stopwatch};
 use crate::gateway::Gateway;
+use crate::limits::Refused;
 use crate::local;
 use crate::refuse::{self, refuse};
 use crate::relay::relay;
@@ -60,6 +61,14 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
+    let mut pass = match gateway.limits.admit(&who.account, &request.facts).await {
+        Ok(pass) => pass,
+        Err(Refused { refusal, standing }) => {
+            client.standing = standing;
+            return arrival.refused(client, Some(&who), refusal).await;
+        }
+    };
+    client.standing = pass.standing;
     let profile = gateway.policy.classify(&request.facts, &who.account);
     let offers = gateway.fleet.offers(&request.facts);
     let reserved = {
@@ -120,13 +129,14 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         relayed.status = refuse(client, dialect, &refusal, id).await;
         refused = Some(refusal.kind);
     }
-    settle(
+    let used = settle(
         gateway.fleet.get(index),
         &request.facts,
         (reservation, trail),
         (relayed, refused),
         &gateway.meters,
     );
+    pass.used(used);
 }
 
 /// The exchange ended before any upstream answered.

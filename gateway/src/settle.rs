@@ -9,14 +9,14 @@ use dialect::Progress;
 use exchange::{AttemptOutcome, Facts, RefusalKind, ServiceTier, TokenClass, Unit, Usage, UsageSource};
 use ledger::Reservation;
 
-/// Charges what was used and closes the books on the exchange.
+/// Charges what was used and closes the books on the exchange. Returns the tokens that were used.
 pub(crate) fn settle(
     deployment: &Deployment,
     facts: &Facts,
     (reservation, mut trail): (Reservation, Trail),
     (relayed, refusal): (Relayed, Option<RefusalKind>),
     meters: &Meters,
-) {
+) -> u64 {
     let usage = used(&relayed.progress, facts.input_tokens).with_unit(Unit::InputImage, facts.images);
     // What is billed is the tier that was served; a provider that tells none has at most served the wish.
     let told = relayed
@@ -29,6 +29,8 @@ pub(crate) fn settle(
         .load()
         .charge(&usage, told.unwrap_or_else(|| facts.asked_tier()));
     trail.finished(relayed.outcome, 200, usage, charge);
+    let tokens = usage.input_total().saturating_add(usage.output_total());
+    deployment.pace.used(tokens);
     if relayed.outcome == AttemptOutcome::BrokeOff {
         deployment.failed();
     }
@@ -41,6 +43,7 @@ pub(crate) fn settle(
     });
     meters.observe(&record);
     reservation.settle(record);
+    tokens
 }
 
 /// The provider's own count if it came to its end; else what passed through, with whatever the provider said of the

@@ -242,6 +242,25 @@ impl Book {
         standing
     }
 
+    /// Takes back an entry that somebody else then refused.
+    pub fn undo(&mut self, path: &[SubjectId], tokens: u64) {
+        self.leave(path, tokens, 0);
+        for id in path {
+            if let Some(requests) = &mut self.subjects[id.0 as usize].requests {
+                requests.give_back(1);
+            }
+        }
+    }
+
+    /// Nothing is owed any more: what was let through by somebody else's leave is not held against a node's own part.
+    pub fn forgive(&mut self) {
+        for subject in &mut self.subjects {
+            for bucket in [&mut subject.requests, &mut subject.tokens].into_iter().flatten() {
+                bucket.forgive();
+            }
+        }
+    }
+
     /// What is left to a caller on the path.
     pub fn standing(&mut self, path: &[SubjectId], now_us: i64) -> Standing {
         let mut standing = Standing::default();

@@ -75,6 +75,10 @@ impl Bucket {
         self.level = self.level.saturating_add(scaled(units)).min(self.full());
     }
 
+    pub(crate) fn forgive(&mut self) {
+        self.level = self.level.max(0);
+    }
+
     /// Whole units there now.
     pub(crate) fn remaining(&self) -> u64 {
         u64::try_from(self.level / MINUTE_US).unwrap_or(0)

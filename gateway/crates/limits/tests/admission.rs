@@ -85,6 +85,26 @@ fn nodes_that_share_have_a_part_each_and_none_is_shut_out() {
     assert!(book.admit(&path, 1, 0).is_ok());
 }
 
+#[test]
+fn what_another_let_through_can_be_undone_and_forgiven() {
+    let (mut book, path) = book(&[rule(Some(10), Some(100), Some(9))]);
+    let whole = book.standing(&path, 0);
+    book.enter(&path, 40, 0);
+    book.undo(&path, 40);
+    assert_eq!((book.standing(&path, 0), book.running(path[0])), (whole, 0));
+    for _ in 0..30 {
+        let _ = book.enter(&path, 40, 0);
+    }
+    (0..30).for_each(|_| book.leave(&path, 40, 40));
+    assert!(book.admit(&path, 1, 0).unwrap_err().wait_us > 60_000_000);
+    book.forgive();
+    assert_eq!(
+        book.admit(&path, 1, 0).unwrap_err().wait_us,
+        6_000_000,
+        "one request of ten a minute"
+    );
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Arrive { subjects: u8, tokens: u64 },

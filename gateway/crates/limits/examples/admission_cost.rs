@@ -1,4 +1,4 @@
-//! What an admission and its end cost: `cargo run --release -p limits --example cost`. Prints microseconds, the best of
+//! What an admission and its end cost: `cargo run --release -p limits --example admission_cost`. Prints microseconds, the best of
 //! several rounds.
 
 #![expect(
