@@ -1,5 +1,6 @@
 //! The command line.
 
+mod export;
 mod prices;
 
 use crate::config::{self, Config, Document};
@@ -51,6 +52,11 @@ enum Command {
         /// Where health, metrics and budgets are.
         #[arg(long, default_value = "127.0.0.1:8081")]
         admin: String,
+    },
+    /// What was billed, for other tools.
+    Export {
+        #[command(subcommand)]
+        command: export::ExportCommand,
     },
     /// What models cost.
     Prices {
@@ -132,6 +138,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             )?;
             boot::run(&config)
         }
+        Command::Export { command } => export::run(command, &mut out),
         Command::Prices { command } => prices::run(command, &mut out),
         Command::Key {
             command: KeyCommand::Create,

@@ -9,6 +9,7 @@ mod client;
 mod clock;
 mod config;
 mod fleet;
+mod focus;
 mod gateway;
 mod limits;
 mod listen;
