@@ -75,7 +75,7 @@ CREATE TABLE attempts (
 COMMENT ON TABLE attempts IS 'One row per upstream call, numbered from 1 within its request.';
 COMMENT ON COLUMN attempts.class IS 'Backend class: frontier, cheap, local, batch.';
 COMMENT ON COLUMN attempts.tier IS 'The service tier that was served.';
-COMMENT ON COLUMN attempts.lines IS 'JSON: [{"class": token class, "tokens": n, "amount": nano-dollars}]. Lines are rounded each; charge is the exact sum rounded once.';
+COMMENT ON COLUMN attempts.lines IS 'JSON: [{"item": token class or kind of piece, "quantity": n, "rate": pico-dollars each, "amount": nano-dollars}]. The amounts are the steps of the running total, so that they add up to charge to the nano-dollar.';
 CREATE INDEX attempts_started ON attempts USING brin (started_us);
 CREATE TABLE attempts_other PARTITION OF attempts DEFAULT;
 

@@ -18,6 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / os.environ.get("TOLLGATE_PROFILE", "debug")
 MODEL = ROOT / ".run/models/smollm2-135m-instruct-q4_1.gguf"
 KEY = "tg_a_key_for_the_sdk_tests_0123456789"
+# Of a team that may make two requests a minute, and of one whose money does not pay for one.
+LIMITED_KEYS = {"openai": "tg_limited_to_two_requests_openai_0123", "anthropic": "tg_limited_to_two_requests_anthropic_01"}
+POOR_KEY = "tg_a_key_without_enough_money_0123456789"
 
 POLICY = """
 version: 1
@@ -57,6 +60,14 @@ accounts:
     budgets: [{{limit_dollars: "100", per: month}}]
     teams:
       sdk: {{keys: {{tests: {{hash: "sha256:{hash}"}}}}}}
+      limited:
+        rate_limits: {{tokens_per_minute: 1000000, concurrency: 10}}
+        keys:
+          openai: {{hash: "sha256:{limited_openai}", rate_limits: {{requests_per_minute: 2}}}}
+          anthropic: {{hash: "sha256:{limited_anthropic}", rate_limits: {{requests_per_minute: 2}}}}
+      poor:
+        budgets: [{{limit_dollars: "0.000000001", per: month}}]
+        keys: {{tests: {{hash: "sha256:{poor}"}}}}
 unpriced_ceiling_dollars: "0.001"
 """
 
@@ -92,8 +103,9 @@ class Stack:
         issued.private_key_pem.write_to_path(folder / "key.pem")
         issued.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
         (folder / "policy.yaml").write_text(POLICY)
-        hashed = hashlib.sha256(KEY.encode()).hexdigest()
-        (folder / "tollgate.yaml").write_text(CONFIG.format(fake=self.fake, local=self.local, hash=hashed))
+        hashes = {f"limited_{name}": key for name, key in LIMITED_KEYS.items()} | {"hash": KEY, "poor": POOR_KEY}
+        hashes = {name: hashlib.sha256(key.encode()).hexdigest() for name, key in hashes.items()}
+        (folder / "tollgate.yaml").write_text(CONFIG.format(fake=self.fake, local=self.local, **hashes))
         self.start_gateway()
         for _ in range(300):
             try:
@@ -157,3 +169,13 @@ def stack(tmp_path_factory):
 @pytest.fixture(scope="session")
 def key():
     return KEY
+
+
+@pytest.fixture(scope="session")
+def limited_keys():
+    return LIMITED_KEYS
+
+
+@pytest.fixture(scope="session")
+def poor_key():
+    return POOR_KEY

@@ -5,6 +5,7 @@ use crate::client::{Client, Gone};
 use crate::clock::Stopwatch;
 use crate::fleet::{Deployment, Permit};
 use crate::gateway::Gateway;
+use crate::limits::expected_tokens;
 use crate::refuse;
 use crate::rules::Rules;
 use crate::trail::Trail;
@@ -36,7 +37,6 @@ pub(crate) struct Live {
     pub(crate) index: usize,
     /// Held until the answer is over.
     pub(crate) _permit: Permit,
-    pub(crate) input_tokens: u64,
 }
 
 /// Why no upstream is answering.
@@ -115,12 +115,10 @@ async fn try_candidate(
             Ok(opened) => {
                 deployment.succeeded();
                 trail.headers();
-                let input_tokens = exchange.request.facts.input_tokens;
                 return Ok(Ok(Live {
                     opened,
                     index: candidate.index,
                     _permit: permit,
-                    input_tokens,
                 }));
             }
             Err(failure) => failure,
@@ -164,7 +162,8 @@ async fn enter(
     deployment: &Deployment,
     has_more: bool,
 ) -> Result<Option<Permit>, Stop> {
-    if let Some(permit) = deployment.try_enter() {
+    let tokens = expected_tokens(&exchange.request.facts);
+    if let Some(permit) = deployment.try_enter(tokens) {
         return Ok(Some(permit));
     }
     if has_more {
@@ -173,7 +172,7 @@ async fn enter(
     tokio::select! {
         biased;
         Gone = client.gone() => Err(Stop::Gone(Phase::Queue)),
-        entered = timeout(exchange.gateway.config.limits.queue_timeout, deployment.enter()) => Ok(entered.ok().flatten()),
+        entered = timeout(exchange.gateway.config.limits.queue_timeout, deployment.enter(tokens)) => Ok(entered.ok().flatten()),
     }
 }
 
@@ -187,7 +186,7 @@ fn encode(
     let facts = &exchange.request.facts;
     let settings = &deployment.upstream.settings;
     let ceiling = exchange.decision.ceiling.max(reservation.envelope().granted);
-    let affordable = deployment.price.affordable_output(facts.input_tokens, ceiling);
+    let affordable = deployment.price.load().affordable_output(facts, ceiling);
     let asked = facts
         .max_output_tokens
         .or(deployment.max_output_tokens)
@@ -215,8 +214,8 @@ async fn begin(
     trail: &mut Trail,
 ) -> Result<Result<(), Refusal>, Stop> {
     let deployment = exchange.rules.fleet.get(candidate.index);
-    let usage =
-        Usage::new(UsageSource::Estimated).with(TokenClass::Input, exchange.request.facts.input_tokens);
+    let facts = &exchange.request.facts;
+    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, facts.input_tokens);
     let intent = Intent {
         opening: trail.opening.clone(),
         number: trail.count() + 1,
@@ -225,7 +224,7 @@ async fn begin(
         model: candidate.model.clone(),
         class: candidate.class,
         started_unix_us: exchange.watch.now_unix_us(),
-        estimate: deployment.price.charge(&usage),
+        estimate: deployment.price.load().charge(&usage, facts.asked_tier()),
         usage,
     };
     match reservation.begin_attempt(intent.clone()).await {

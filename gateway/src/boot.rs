@@ -4,17 +4,18 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::fleet::Price;
 use crate::gateway::Gateway;
+use crate::limits::RateLimits;
 use crate::listen::{Certificate, Listener};
 use crate::memory::Memory;
+use crate::prices::{self, Pricing, Renewal};
 use crate::records::Records;
-use crate::rules::{Prices, Rulebook};
-use crate::telemetry::{self, Meters};
+use crate::rules::Rulebook;
+use crate::share::Share;
+use crate::telemetry::{self, Meters, ShareMeters};
 use crate::upstream::Upstream;
 use anyhow::Context;
 use ledger::Ledger;
-use meter::PriceBook;
 use router_policies::Policy;
 use std::io::Write;
 use std::path::Path;
@@ -61,10 +62,14 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(serve(config, policy, bookkeeping.handle()))
+        .block_on(serve(config, policy, (path, bookkeeping.handle())))
 }
 
-async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handle) -> anyhow::Result<()> {
+async fn serve(
+    mut config: Config,
+    policy: (Policy, String),
+    (path, bookkeeping): (&Path, &Handle),
+) -> anyhow::Result<()> {
     let mut listeners = Vec::new();
     for settings in &config.listen {
         listeners.push(Listener::bind(settings).await?);
@@ -74,7 +79,10 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
         tls: None,
     })
     .await?;
-    let rules = rulebook(&mut config, policy)?;
+    let book = prices::read(&config.prices, &config.price_lists)?;
+    let pricing = Arc::new(Pricing::new(book, config.unpriced_ceiling));
+    let renewal = Renewal::new(path, &config, pricing.clone());
+    let rules = rulebook(&mut config, policy, pricing)?;
     let records = Records::open(config.records.as_deref())?;
     let settings = ledger::Settings {
         database: config.database.clone(),
@@ -94,12 +102,14 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
     let options = Gateway::server_options();
     let meters = Meters::install()?;
     let running = Arc::new(());
+    let limits = Arc::new(limits(&config)?);
     let gateway = Arc::new(Gateway {
         config,
         rules,
         memory: Memory::default(),
         records,
         ledger,
+        limits,
         meters,
         options,
         cut,
@@ -114,6 +124,11 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
         certificates.extend(listener.certificate.clone());
         tasks.spawn(listener.run(gateway.clone(), stop.clone()));
     }
+    let nodes = {
+        let gateway = gateway.clone();
+        move |count| gateway.rules.now().fleet.share_among(count)
+    };
+    tasks.spawn(gateway.limits.clone().keep_shared(nodes, stop.clone()));
     writeln!(out, "admin on {}", admin.url())?;
     out.flush()?;
     let app = Arc::new(Admin {
@@ -125,7 +140,7 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
     let mut admin_tasks = JoinSet::new();
     admin_tasks.spawn(admin.run(app, admin_stop));
 
-    wait_for_the_end(&gateway, &certificates).await?;
+    wait_for_the_end(&gateway, &certificates, renewal).await?;
     tracing::info!(running = gateway.in_flight(), "draining");
     let _ = stop_all.send(true);
     let drain = gateway.config.limits.drain;
@@ -143,7 +158,11 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
 }
 
 /// Handles signals and upkeep until one of them says to stop.
-async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) -> anyhow::Result<()> {
+async fn wait_for_the_end(
+    gateway: &Gateway,
+    certificates: &[Arc<Certificate>],
+    mut renewal: Renewal,
+) -> anyhow::Result<()> {
     let listen = |kind| -> anyhow::Result<Signal> { Ok(signal(kind)?) };
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -153,15 +172,20 @@ async fn wait_for_the_end(gateway: &Gateway, certificates: &[Arc<Certificate>]) 
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => for certificate in certificates {
-                match certificate.reload() {
-                    Ok(()) => tracing::info!("the certificate was read again"),
-                    Err(error) => tracing::error!("{error:#}; the one in use stays"),
+            _ = hang_up.recv() => {
+                for certificate in certificates {
+                    match certificate.reload() {
+                        Ok(()) => tracing::info!("the certificate was read again"),
+                        Err(error) => tracing::error!("{error:#}; the one in use stays"),
+                    }
                 }
-            },
+                renewal.read_again(&gateway.rules.now().fleet, clock::unix_us());
+            }
             _ = upkeep.tick() => {
+                let rules = gateway.rules.now();
                 gateway.meters.upkeep();
-                gateway.rules.now().fleet.sweep();
+                rules.fleet.sweep();
+                renewal.renew(&rules.fleet, clock::unix_us());
             }
             _ = look.tick() => tokio::task::block_in_place(|| gateway.rules.look()),
         }
@@ -174,19 +198,25 @@ async fn idle(gateway: &Gateway) {
     }
 }
 
-fn rulebook(config: &mut Config, (policy, text): (Policy, String)) -> anyhow::Result<Rulebook> {
-    let book = PriceBook::load(&config.prices)?;
+fn limits(config: &Config) -> anyhow::Result<RateLimits> {
+    let share = match &config.redis {
+        Some(redis) => {
+            let node = clock::new_request(clock::unix_us()).0.to_string();
+            Some((Share::new(redis.clone(), node)?, ShareMeters::install()))
+        }
+        None => None,
+    };
+    Ok(RateLimits::new(&config.rate_limits, share))
+}
+
+fn rulebook(
+    config: &mut Config,
+    (policy, text): (Policy, String),
+    pricing: Arc<Pricing>,
+) -> anyhow::Result<Rulebook> {
     let mut upstreams = Vec::new();
     for provider in std::mem::take(&mut config.providers) {
         upstreams.push(Arc::new(Upstream::new(provider)?));
     }
-    let ceiling = config.unpriced_ceiling;
-    let prices: Prices = Box::new(
-        move |provider, model| match (book.resolve(provider, model), ceiling) {
-            (Some(price), _) => Price::Known(price),
-            (None, Some(ceiling)) => Price::Ceiling(ceiling, book.version().clone()),
-            (None, None) => Price::Unknown,
-        },
-    );
-    Rulebook::new(policy, (config.policy.clone(), text), (upstreams, prices))
+    Rulebook::new(policy, (config.policy.clone(), text), (upstreams, pricing))
 }

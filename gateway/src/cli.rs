@@ -1,5 +1,8 @@
 //! The command line.
 
+mod export;
+mod prices;
+
 use crate::config::{self, Config, Document};
 use crate::{boot, clock, quickstart};
 use clap::{Parser, Subcommand};
@@ -49,6 +52,16 @@ enum Command {
         /// Where health, metrics and budgets are.
         #[arg(long, default_value = "127.0.0.1:8081")]
         admin: String,
+    },
+    /// What was billed, for other tools.
+    Export {
+        #[command(subcommand)]
+        command: export::ExportCommand,
+    },
+    /// What models cost.
+    Prices {
+        #[command(subcommand)]
+        command: prices::PricesCommand,
     },
     /// Gateway keys.
     Key {
@@ -125,6 +138,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             )?;
             boot::run(&config)
         }
+        Command::Export { command } => export::run(command, &mut out),
+        Command::Prices { command } => prices::run(command, &mut out),
         Command::Key {
             command: KeyCommand::Create,
         } => {

@@ -1,5 +1,8 @@
 //! The caller's side of an exchange: its head, its body, its disappearance, the bytes it is sent.
 
+use crate::accept::dialect_of;
+use crate::{clock, limits};
+use ::limits::Standing;
 use bytes::{Bytes, BytesMut};
 use exchange::{Refusal, RefusalKind};
 use pingora_core::protocols::http::ServerSession;
@@ -23,6 +26,8 @@ pub(crate) struct Client {
     pub(crate) reusable: bool,
     /// Whether the head of an answer was sent.
     pub(crate) answered: bool,
+    /// What is left to the caller of its rates, told in the head of the answer.
+    pub(crate) standing: Standing,
 }
 
 impl Client {
@@ -32,6 +37,7 @@ impl Client {
             body_read: false,
             reusable: true,
             answered: false,
+            standing: Standing::default(),
         }
     }
 
@@ -116,6 +122,12 @@ impl Client {
         Ok(whole)
     }
 
+    fn tell_standing(&self, head: &mut ResponseHeader) {
+        if !self.standing.is_empty() {
+            limits::write(head, &self.standing, dialect_of(self), clock::unix_us());
+        }
+    }
+
     /// Sends a whole answer.
     pub(crate) async fn answer(&mut self, mut head: ResponseHeader, body: Bytes) -> Result<(), Gone> {
         if !self.body_read && !self.session.is_body_done() {
@@ -123,6 +135,7 @@ impl Client {
             self.session.set_keepalive(None);
             self.reusable = false;
         }
+        self.tell_standing(&mut head);
         head.insert_header("content-length", body.len())
             .map_err(|_| Gone)?;
         self.answered = true;
@@ -143,6 +156,7 @@ impl Client {
 
     /// Sends the head of a streamed answer.
     pub(crate) async fn begin(&mut self, mut head: ResponseHeader) -> Result<(), Gone> {
+        self.tell_standing(&mut head);
         if !self.session.is_http2() {
             head.insert_header("transfer-encoding", "chunked")
                 .map_err(|_| Gone)?;

@@ -70,11 +70,19 @@ impl Silence {
     }
 }
 
+/// Microseconds on the monotonic clock since an arbitrary but fixed moment.
+pub(crate) fn monotonic_us() -> i64 {
+    i64::try_from(since_start().as_micros()).unwrap_or(i64::MAX)
+}
+
 /// Milliseconds on the monotonic clock since an arbitrary but fixed moment.
 pub(crate) fn monotonic_ms() -> u64 {
+    u64::try_from(since_start().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn since_start() -> std::time::Duration {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let start = START.get_or_init(Instant::now);
-    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    START.get_or_init(Instant::now).elapsed()
 }
 
 /// A fresh request id and the seed of its decision.

@@ -16,8 +16,9 @@ pub(crate) use document::Document;
 pub(crate) use mistakes::ConfigError;
 pub(crate) use secret::Secret;
 
-use exchange::{Dialect, Money};
+use exchange::{AccountPath, Dialect, Money};
 use ledger::{AccountSpec, KeySpec};
+use limits::Rule;
 use mistakes::Mistakes;
 use router_policies::DocumentError;
 use std::net::SocketAddr;
@@ -41,7 +42,10 @@ pub(crate) struct Config {
     pub(crate) providers: Vec<Provider>,
     pub(crate) accounts: Vec<AccountSpec>,
     pub(crate) keys: Vec<KeySpec>,
+    pub(crate) rate_limits: Vec<(AccountPath, Rule)>,
+    pub(crate) redis: Option<Redis>,
     pub(crate) prices: meter::PriceOverrides,
+    pub(crate) price_lists: PriceLists,
     pub(crate) unpriced_ceiling: Option<Money>,
     pub(crate) log: Log,
 }
@@ -75,6 +79,21 @@ pub(crate) struct Limits {
     pub(crate) budget_wait: Duration,
 }
 
+/// Where rate limits are shared.
+#[derive(Clone, Debug)]
+pub(crate) struct Redis {
+    pub(crate) url: Secret,
+    pub(crate) timeout: Duration,
+    pub(crate) prefix: String,
+}
+
+/// Files with lists of prices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PriceLists {
+    pub(crate) litellm: Option<PathBuf>,
+    pub(crate) genai_prices: Option<PathBuf>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) filter: String,
@@ -95,6 +114,7 @@ pub(crate) struct Provider {
     pub(crate) first_byte_timeout: Duration,
     pub(crate) gap_timeout: Duration,
     pub(crate) max_in_flight: Option<u32>,
+    pub(crate) pace: Rule,
     pub(crate) max_queued: u32,
     pub(crate) breaker: Breaker,
     pub(crate) headers: Vec<(String, String)>,
@@ -137,6 +157,22 @@ impl BaseUrl {
             port,
             path: uri.path().trim_end_matches('/').to_owned(),
         })
+    }
+}
+
+impl std::fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        let host = &self.host;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        match (self.tls, self.port) {
+            (true, 443) | (false, 80) => write!(f, "{scheme}://{host}{}", self.path),
+            (_, port) => write!(f, "{scheme}://{host}:{port}{}", self.path),
+        }
     }
 }
 

@@ -1,15 +1,22 @@
 //! The live state of every deployment: how many requests run there, whether its breaker is open, what it costs.
 
+mod pace;
+
 use crate::clock;
 use crate::upstream::Upstream;
-use exchange::{Charge, Conversation, Dialect, Facts, Money, Offer, Rate, TokenClass, Usage, UsageSource};
+use arc_swap::ArcSwap;
+use exchange::{
+    Charge, Conversation, Dialect, Facts, Money, Offer, Rate, ServiceTier, TokenClass, Usage, UsageSource,
+};
 use meter::ModelPrice;
+use pace::{Held, Pace};
 use router_policies::Policy;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 
 /// Output tokens held before a stream starts; more is held as they pass.
 const FIRST_SLICE: u64 = 256;
@@ -19,7 +26,7 @@ const AUTOMATIC_CACHE: u64 = 1024;
 const USUAL_OUTPUT: u64 = 500;
 
 /// What is known of a deployment's cost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Price {
     Known(ModelPrice),
     /// Nobody has named a price; the operator allows so much per request, and charges it whole.
@@ -28,27 +35,28 @@ pub(crate) enum Price {
 }
 
 impl Price {
-    pub(crate) fn quote(&self, input_tokens: u64, output_tokens: u64) -> Option<Money> {
+    pub(crate) fn quote(&self, facts: &Facts, output_tokens: u64) -> Option<Money> {
         match self {
-            Self::Known(price) => Some(price.quote(input_tokens, output_tokens)),
+            Self::Known(price) => Some(price.quote(facts, output_tokens)),
             Self::Ceiling(ceiling, _) => Some(*ceiling),
             Self::Unknown => None,
         }
     }
 
     /// What one more token of output costs; zero where a request is charged whole or nothing is known.
-    fn output_rate(&self, input_tokens: u64) -> Rate {
+    fn output_rate(&self, facts: &Facts) -> Rate {
         // Nano-dollars for a thousand tokens are pico-dollars for one.
-        let nanos = |output| self.quote(input_tokens, output).map_or(0, Money::nanos);
+        let nanos = |output| self.quote(facts, output).map_or(0, Money::nanos);
         Rate(u64::try_from(nanos(1000).saturating_sub(nanos(0))).unwrap_or_default())
     }
 
-    pub(crate) fn charge(&self, usage: &Usage) -> Charge {
+    pub(crate) fn charge(&self, usage: &Usage, served: ServiceTier) -> Charge {
         match self {
-            Self::Known(price) => price.charge(usage),
+            Self::Known(price) => price.charge(usage, served),
             Self::Ceiling(ceiling, version) => Charge {
                 total: *ceiling,
                 price_version: version.clone(),
+                service_tier: served,
                 ..Charge::default()
             },
             Self::Unknown => Charge::default(),
@@ -56,9 +64,9 @@ impl Price {
     }
 
     /// Output tokens that `money` pays for.
-    pub(crate) fn affordable_output(&self, input_tokens: u64, money: Money) -> u64 {
+    pub(crate) fn affordable_output(&self, facts: &Facts, money: Money) -> u64 {
         match self {
-            Self::Known(price) => price.affordable_output(input_tokens, money),
+            Self::Known(price) => price.affordable_output(facts, money),
             Self::Ceiling(..) | Self::Unknown => u64::MAX,
         }
     }
@@ -118,22 +126,34 @@ impl Mean {
 
 /// How fast answers come, as measured.
 #[derive(Debug, Default)]
-struct Pace {
+struct Speed {
     first_token: Mean,
     kilotoken: Mean,
     whole: Mean,
+}
+
+/// Under which name a deployment's price is looked up: its own, or the one that the policy says it is priced as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Billed {
+    pub(crate) provider: Arc<str>,
+    /// Tells providers apart whose names the price lists do not know.
+    pub(crate) base_url: Option<String>,
+    pub(crate) model: Arc<str>,
 }
 
 /// A model at a provider, as it stands.
 #[derive(Debug)]
 pub(crate) struct Deployment {
     pub(crate) id: Arc<str>,
+    pub(crate) model: Arc<str>,
     pub(crate) upstream: Arc<Upstream>,
-    pub(crate) price: Price,
+    pub(crate) billed: Billed,
+    /// Replaced whole when prices change.
+    pub(crate) price: ArcSwap<Price>,
     pub(crate) max_output_tokens: Option<u64>,
-    model: Arc<str>,
     limit: Option<u32>,
-    pace: Pace,
+    speed: Speed,
+    pub(crate) pace: Pace,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
     in_flight: Arc<AtomicU32>,
@@ -145,6 +165,7 @@ pub(crate) struct Deployment {
 #[derive(Debug)]
 pub(crate) struct Permit {
     _slot: Option<OwnedSemaphorePermit>,
+    _held: Held,
     in_flight: Arc<AtomicU32>,
 }
 
@@ -155,19 +176,26 @@ impl Drop for Permit {
 }
 
 impl Deployment {
-    /// A slot, if one is free now.
-    pub(crate) fn try_enter(&self) -> Option<Permit> {
+    /// A slot for a call that is expected to use `tokens`, if one is free now.
+    pub(crate) fn try_enter(&self, tokens: u64) -> Option<Permit> {
+        let held = self.pace.take(tokens).ok()?;
         let slot = match &self.slots {
             None => None,
             Some(slots) => Some(slots.clone().try_acquire_owned().ok()?),
         };
-        Some(self.admit(slot))
+        Some(self.admit(slot, held))
     }
 
     /// A slot, in the order of asking; `None` when the queue is full. Dropping the future leaves the queue.
-    pub(crate) async fn enter(&self) -> Option<Permit> {
+    pub(crate) async fn enter(&self, tokens: u64) -> Option<Permit> {
+        let held = loop {
+            match self.pace.take(tokens) {
+                Ok(held) => break held,
+                Err(wait) => sleep(wait).await,
+            }
+        };
         let Some(slots) = &self.slots else {
-            return Some(self.admit(None));
+            return Some(self.admit(None, held));
         };
         if self.queued.fetch_add(1, Ordering::Relaxed) >= self.max_queued {
             self.queued.fetch_sub(1, Ordering::Relaxed);
@@ -175,13 +203,14 @@ impl Deployment {
         }
         let _place = Place(&self.queued);
         let slot = slots.clone().acquire_owned().await.ok()?;
-        Some(self.admit(Some(slot)))
+        Some(self.admit(Some(slot), held))
     }
 
-    fn admit(&self, slot: Option<OwnedSemaphorePermit>) -> Permit {
+    fn admit(&self, slot: Option<OwnedSemaphorePermit>, held: Held) -> Permit {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         Permit {
             _slot: slot,
+            _held: held,
             in_flight: self.in_flight.clone(),
         }
     }
@@ -203,11 +232,11 @@ impl Deployment {
 
     /// Takes the pace of an answer: microseconds until its first byte and until its last, and its tokens.
     pub(crate) fn paced(&self, first_us: u64, whole_us: u64, output_tokens: u64) {
-        self.pace.first_token.add(first_us / 1000);
-        self.pace.whole.add(whole_us / 1000);
+        self.speed.first_token.add(first_us / 1000);
+        self.speed.whole.add(whole_us / 1000);
         // Few tokens tell of the network and not of the model.
         if output_tokens >= 32 {
-            self.pace
+            self.speed
                 .kilotoken
                 .add(whole_us.saturating_sub(first_us) / output_tokens);
         }
@@ -222,7 +251,7 @@ impl Deployment {
             return 0;
         }
         let before = self.queued.load(Ordering::Relaxed) + 1;
-        let turn = self.pace.whole.get().unwrap_or_default();
+        let turn = self.speed.whole.get().unwrap_or_default();
         turn.saturating_mul(before) / limit.max(1)
     }
 
@@ -246,18 +275,19 @@ impl Deployment {
         let usual = facts
             .max_output_tokens
             .map_or(USUAL_OUTPUT, |limit| limit.min(USUAL_OUTPUT));
+        let price = self.price.load();
         let has_room = self.slots.as_ref().is_none_or(|slots| {
             slots.available_permits() > 0 || self.queued.load(Ordering::Relaxed) < self.max_queued
         });
         Offer {
             available: self.breaker.is_closed() && has_room,
-            expected: self.price.quote(facts.input_tokens, usual),
-            minimum: self.price.quote(facts.input_tokens, Self::first_slice(facts)),
+            expected: price.quote(facts, usual),
+            minimum: price.quote(facts, Self::first_slice(facts)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
-            output_rate: self.price.output_rate(facts.input_tokens),
+            output_rate: price.output_rate(facts),
             wait_ms: self.expected_wait_ms(),
-            first_token_ms: self.pace.first_token.get(),
-            kilotoken_ms: self.pace.kilotoken.get(),
+            first_token_ms: self.speed.first_token.get(),
+            kilotoken_ms: self.speed.kilotoken.get(),
             ..Offer::default()
         }
     }
@@ -292,7 +322,7 @@ impl Fleet {
     pub(crate) fn new(
         policy: &Policy,
         upstreams: &[Arc<Upstream>],
-        price: impl Fn(&str, &str) -> Price,
+        price: impl Fn(&Billed) -> Price,
     ) -> Result<Self, FleetError> {
         let mut deployments = Vec::with_capacity(policy.deployments().len());
         for spec in policy.deployments() {
@@ -314,19 +344,28 @@ impl Fleet {
             };
             let settings = &upstream.settings;
             let limit = spec.max_in_flight.or(settings.max_in_flight);
-            let (priced_at, priced_as) = spec
-                .price_as
-                .as_deref()
-                .and_then(|name| name.split_once('/'))
-                .unwrap_or((&spec.provider, &spec.model));
+            let billed = match spec.price_as.as_deref().and_then(|name| name.split_once('/')) {
+                Some((provider, model)) => Billed {
+                    provider: provider.into(),
+                    base_url: None,
+                    model: model.into(),
+                },
+                None => Billed {
+                    provider: settings.name.clone(),
+                    base_url: Some(settings.base.to_string()),
+                    model: spec.model.clone(),
+                },
+            };
             deployments.push(Arc::new(Deployment {
                 id: spec.id.clone(),
-                upstream: upstream.clone(),
                 model: spec.model.clone(),
+                upstream: upstream.clone(),
                 limit,
-                pace: Pace::default(),
-                price: price(priced_at, priced_as),
+                speed: Speed::default(),
+                price: ArcSwap::from_pointee(price(&billed)),
+                billed,
                 max_output_tokens: spec.max_output_tokens,
+                pace: Pace::new(&spec.id, settings.pace),
                 breaker: Breaker {
                     failures: AtomicU32::new(0),
                     open_until_ms: AtomicU64::new(0),
@@ -347,16 +386,13 @@ impl Fleet {
         let same = |a: &Deployment, b: &Deployment| {
             a.id == b.id
                 && a.model == b.model
+                && a.billed == b.billed
                 && a.limit == b.limit
                 && a.max_output_tokens == b.max_output_tokens
                 && Arc::ptr_eq(&a.upstream, &b.upstream)
         };
         for deployment in &mut self.deployments {
-            let kept = old.deployments.iter().find(|known| same(known, deployment));
-            // A price may have changed with `price_as`; then the deployment starts afresh.
-            if let Some(kept) = kept
-                .filter(|kept| kept.price.quote(1 << 20, 1 << 20) == deployment.price.quote(1 << 20, 1 << 20))
-            {
+            if let Some(kept) = old.deployments.iter().find(|known| same(known, deployment)) {
                 *deployment = kept.clone();
             }
         }
@@ -370,11 +406,10 @@ impl Fleet {
             && let Some(offer) = offers.get_mut(index)
         {
             let tokens = home.cached_tokens.min(input_tokens);
+            let price = self.deployments[index].price.load();
             let cost = |class| {
-                self.deployments[index]
-                    .price
-                    .charge(&Usage::new(UsageSource::Estimated).with(class, tokens))
-                    .total
+                let usage = Usage::new(UsageSource::Estimated).with(class, tokens);
+                price.charge(&usage, ServiceTier::Standard).total
             };
             offer.cache_saving = cost(TokenClass::Input)
                 .minus(cost(TokenClass::CacheRead))
@@ -387,6 +422,17 @@ impl Fleet {
         for deployment in &self.deployments {
             deployment.upstream.sweep();
         }
+    }
+
+    /// From now on the rates are shared by so many gateways.
+    pub(crate) fn share_among(&self, nodes: u32) {
+        self.deployments
+            .iter()
+            .for_each(|deployment| deployment.pace.share_among(nodes));
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Deployment> {
+        self.deployments.iter().map(|deployment| &**deployment)
     }
 
     pub(crate) fn get(&self, index: usize) -> &Deployment {

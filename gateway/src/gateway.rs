@@ -2,6 +2,7 @@
 
 use crate::client::Client;
 use crate::config::Config;
+use crate::limits::RateLimits;
 use crate::memory::Memory;
 use crate::records::Records;
 use crate::rules::Rulebook;
@@ -24,6 +25,7 @@ pub(crate) struct Gateway {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
     pub(crate) ledger: Ledger,
+    pub(crate) limits: Arc<RateLimits>,
     pub(crate) meters: Meters,
     pub(crate) options: HttpServerOptions,
     /// Becomes true when running streams must end.

@@ -6,13 +6,16 @@ use crate::client::{Client, Gone};
 use crate::clock::Silence;
 use crate::fleet::{Deployment, Price};
 use crate::trail::Trail;
-use ::exchange::{AttemptOutcome, Dialect, Ending, Money, Phase, Reason, Refusal, RefusalKind, ThinkingNote};
+use ::exchange::{
+    AttemptOutcome, Dialect, Ending, Facts, Money, Phase, Reason, Refusal, RefusalKind, ThinkingNote,
+};
 use bytes::{Bytes, BytesMut};
 use dialect::{Answer, AnswerError, Delivery, Progress};
 use futures_util::FutureExt;
 use ledger::Reservation;
 use pingora_http::ResponseHeader;
 use std::pin::pin;
+use std::sync::Arc;
 use tokio::time::timeout;
 
 /// Chunks that are there already are written together, up to this many bytes.
@@ -67,7 +70,7 @@ pub(crate) async fn relay(
             return ended(Over::Gone, &answer, client, None);
         }
     }
-    let mut meter = Meter::new(&deployment.price, live.input_tokens, reservation);
+    let mut meter = Meter::new(deployment.price.load_full(), &exchange.request.facts, reservation);
     let mut cut = pin!(exchange.gateway.cut());
     let mut silence = Silence::new(deployment.upstream.settings.gap_timeout);
     let over = loop {
@@ -330,18 +333,19 @@ fn explain(exchange: &Exchange<'_>, deployment: &Deployment, head: &mut Response
 
 /// Keeps the money ahead of the stream.
 struct Meter<'a> {
-    price: &'a Price,
-    input_tokens: u64,
+    /// The one in force when the answer began.
+    price: Arc<Price>,
+    facts: &'a Facts,
     /// Output tokens that the held money pays for.
     covered: u64,
 }
 
 impl<'a> Meter<'a> {
-    fn new(price: &'a Price, input_tokens: u64, reservation: &Reservation) -> Self {
-        let covered = price.affordable_output(input_tokens, reservation.envelope().granted);
+    fn new(price: Arc<Price>, facts: &'a Facts, reservation: &Reservation) -> Self {
+        let covered = price.affordable_output(facts, reservation.envelope().granted);
         Self {
             price,
-            input_tokens,
+            facts,
             covered,
         }
     }
@@ -354,7 +358,7 @@ impl<'a> Meter<'a> {
         }
         let wanted = self
             .price
-            .quote(self.input_tokens, passed + NEXT_SLICE)
+            .quote(self.facts, passed + NEXT_SLICE)
             .unwrap_or_default();
         let more = wanted.minus(reservation.envelope().granted);
         if more > Money::ZERO {
@@ -362,7 +366,7 @@ impl<'a> Meter<'a> {
         }
         self.covered = self
             .price
-            .affordable_output(self.input_tokens, reservation.envelope().granted);
+            .affordable_output(self.facts, reservation.envelope().granted);
         passed < self.covered
     }
 }

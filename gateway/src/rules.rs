@@ -4,7 +4,9 @@
 //! exchange keeps the rules it began with; a text that has mistakes, names an unknown provider or downgrades valuable
 //! work without approval leaves the rules as they are; a deployment that stays keeps its breaker, slots and queue.
 
-use crate::fleet::{Fleet, Price};
+use crate::clock;
+use crate::fleet::{Billed, Fleet, Price};
+use crate::prices::Pricing;
 use crate::upstream::Upstream;
 use arc_swap::ArcSwap;
 use router_policies::{DocumentError, Policy, Severity, diff, lint};
@@ -19,9 +21,6 @@ pub(crate) struct Rules {
     pub(crate) text: String,
 }
 
-/// Where prices come from.
-pub(crate) type Prices = Box<dyn Fn(&str, &str) -> Price + Send + Sync>;
-
 /// Why a text was not adopted.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
@@ -32,7 +31,7 @@ pub(crate) struct Rulebook {
     current: ArcSwap<Rules>,
     file: PathBuf,
     upstreams: Vec<Arc<Upstream>>,
-    prices: Prices,
+    pricing: Arc<Pricing>,
     /// The last text that was judged, so that a bad one is told once; locked while one is judged.
     judged: Mutex<String>,
 }
@@ -43,16 +42,17 @@ impl Rulebook {
     pub(crate) fn new(
         policy: Policy,
         (file, text): (PathBuf, String),
-        (upstreams, prices): (Vec<Arc<Upstream>>, Prices),
+        (upstreams, pricing): (Vec<Arc<Upstream>>, Arc<Pricing>),
     ) -> anyhow::Result<Self> {
-        let fleet = Fleet::new(&policy, &upstreams, &prices)?;
+        let now = clock::unix_us();
+        let fleet = Fleet::new(&policy, &upstreams, |billed| pricing.price(billed, now))?;
         let judged = Mutex::new(text.clone());
         let current = ArcSwap::from_pointee(Rules { policy, fleet, text });
         Ok(Self {
             current,
             file,
             upstreams,
-            prices,
+            pricing,
             judged,
         })
     }
@@ -109,7 +109,8 @@ impl Rulebook {
         let file = self.file.display().to_string();
         let policy = Policy::parse(text, &file).map_err(|errors| Rejected(errors.0))?;
         let old = self.now();
-        let fleet = Fleet::new(&policy, &self.upstreams, &self.prices)
+        let now = clock::unix_us();
+        let fleet = Fleet::new(&policy, &self.upstreams, |billed| self.pricing.price(billed, now))
             .map_err(|error| Rejected(vec![DocumentError::at(&file, "deployments", error.to_string())]))?;
         let changes = diff(&old.policy, &policy);
         let unapproved = changes.moves.iter().filter(|one| one.needs_approval).map(|one| {
@@ -124,7 +125,14 @@ impl Rulebook {
         if !unapproved.is_empty() {
             return Err(Rejected(unapproved));
         }
-        let priced = |provider: &str, model: &str| !matches!((self.prices)(provider, model), Price::Unknown);
+        let priced = |provider: &str, model: &str| {
+            let billed = Billed {
+                provider: provider.into(),
+                base_url: None,
+                model: model.into(),
+            };
+            !matches!(self.pricing.price(&billed, now), Price::Unknown)
+        };
         let report = lint(&policy, text, Some(&priced));
         for finding in report
             .findings

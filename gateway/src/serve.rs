@@ -5,6 +5,7 @@ use crate::attempt::{Exchange, Stop, attempt};
 use crate::client::{Client, Gone};
 use crate::clock::{self, Stopwatch};
 use crate::gateway::Gateway;
+use crate::limits::Refused;
 use crate::local;
 use crate::refuse::{self, refuse};
 use crate::relay::{Relayed, relay};
@@ -61,6 +62,14 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
+    let mut pass = match gateway.limits.admit(&who.account, &request.facts).await {
+        Ok(pass) => pass,
+        Err(Refused { refusal, standing }) => {
+            client.standing = standing;
+            return arrival.refused(client, Some(&who), refusal).await;
+        }
+    };
+    client.standing = pass.standing;
     let rules = gateway.rules.now();
     if let Some(said) = client.header("x-tollgate-outcome") {
         gateway
@@ -129,7 +138,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         Ok(live) => live,
         Err(stop) => return settle_stop(&exchange, client, (reservation, trail), stop).await,
     };
-    let (index, input_tokens) = (live.index, live.input_tokens);
+    let index = live.index;
     // Before the answer is out: its reader may say how it came out as soon as it is.
     note_served(&exchange, &who, id, index);
     let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
@@ -141,11 +150,12 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     }
     let settled = settle(
         rules.fleet.get(index),
-        input_tokens,
+        &request.facts,
         (reservation, trail),
         (relayed, refused),
         &gateway.meters,
     );
+    pass.used(settled.tokens);
     if let Some(mut recorded) = recorded {
         recorded.id = id.to_string();
         recorded.charged = settled.charged;

@@ -6,26 +6,41 @@ use crate::relay::Relayed;
 use crate::telemetry::Meters;
 use crate::trail::{Ended, Trail};
 use dialect::Progress;
-use exchange::{AttemptOutcome, Money, RefusalKind, TokenClass, Usage, UsageSource};
+use exchange::{
+    AttemptOutcome, Facts, Money, RefusalKind, ServiceTier, TokenClass, Unit, Usage, UsageSource,
+};
 use ledger::Reservation;
 
 /// What an exchange came to.
 pub(crate) struct Settled {
     pub(crate) charged: Money,
     pub(crate) total_us: u64,
+    /// In and out.
+    pub(crate) tokens: u64,
 }
 
 /// Charges what was used and closes the books on the exchange.
 pub(crate) fn settle(
     deployment: &Deployment,
-    input_tokens: u64,
+    facts: &Facts,
     (reservation, mut trail): (Reservation, Trail),
     (relayed, refusal): (Relayed, Option<RefusalKind>),
     meters: &Meters,
 ) -> Settled {
-    let usage = used(&relayed.progress, input_tokens);
-    let charge = deployment.price.charge(&usage);
+    let usage = used(&relayed.progress, facts.input_tokens).with_unit(Unit::InputImage, facts.images);
+    // What is billed is the tier that was served; a provider that tells none has at most served the wish.
+    let told = relayed
+        .progress
+        .service_tier
+        .as_deref()
+        .map(ServiceTier::from_wire);
+    let charge = deployment
+        .price
+        .load()
+        .charge(&usage, told.unwrap_or_else(|| facts.asked_tier()));
     trail.finished(relayed.outcome, 200, usage, charge);
+    let tokens = usage.input_total().saturating_add(usage.output_total());
+    deployment.pace.used(tokens);
     if relayed.outcome == AttemptOutcome::BrokeOff {
         deployment.failed();
     }
@@ -40,6 +55,7 @@ pub(crate) fn settle(
     let settled = Settled {
         charged: record.total(),
         total_us: record.timings.total_us,
+        tokens,
     };
     reservation.settle(record);
     settled
@@ -76,8 +92,9 @@ pub(crate) fn charge_unanswered(exchange: &Exchange<'_>, trail: &mut Trail) {
     let Some(index) = position.map(|planned| planned.index) else {
         return;
     };
-    let input_tokens = exchange.request.facts.input_tokens;
-    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, input_tokens);
-    let charge = exchange.rules.fleet.get(index).price.charge(&usage);
+    let facts = &exchange.request.facts;
+    let usage = Usage::new(UsageSource::Estimated).with(TokenClass::Input, facts.input_tokens);
+    let price = exchange.rules.fleet.get(index).price.load();
+    let charge = price.charge(&usage, facts.asked_tier());
     trail.finished(AttemptOutcome::Cancelled, 0, usage, charge);
 }

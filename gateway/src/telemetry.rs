@@ -1,7 +1,10 @@
 //! Logs and metrics: the one home of the metric macros.
 
 use exchange::{Ending, Record};
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// Buckets for seconds, from a tenth of a millisecond to ten minutes.
@@ -89,6 +92,46 @@ impl Meters {
     /// Folds what histograms have gathered, so that memory does not grow while nobody scrapes.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
+    }
+}
+
+/// How rate limits are shared.
+#[derive(Clone, Debug)]
+pub(crate) struct ShareMeters {
+    shared: Gauge,
+    nodes: Gauge,
+    failures: Counter,
+}
+
+impl ShareMeters {
+    pub(crate) fn install() -> Self {
+        describe_gauge!(
+            "tollgate_rate_limits_shared",
+            "1: through the store; 0: each node lets through its part"
+        );
+        describe_gauge!(
+            "tollgate_rate_limit_nodes",
+            "gateways that share the limits, when last counted"
+        );
+        describe_counter!(
+            "tollgate_rate_limit_store_failures_total",
+            "calls to the store that came to nothing"
+        );
+        Self {
+            shared: gauge!("tollgate_rate_limits_shared"),
+            nodes: gauge!("tollgate_rate_limit_nodes"),
+            failures: counter!("tollgate_rate_limit_store_failures_total"),
+        }
+    }
+
+    /// `shared_by` is 0 while the store is away.
+    pub(crate) fn standing(&self, shared_by: u32, nodes: u32) {
+        self.shared.set(f64::from(shared_by.min(1)));
+        self.nodes.set(f64::from(nodes));
+    }
+
+    pub(crate) fn failed(&self) {
+        self.failures.increment(1);
     }
 }
 

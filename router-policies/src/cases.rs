@@ -364,6 +364,7 @@ impl Given {
             structured_output: self.structured_output,
             thinking: self.thinking.and_then(setting),
             service_tier: None,
+            hour_cache: false,
             workflow: self.workflow.as_deref().map(Into::into),
             deadline_ms: self.deadline_ms,
             labels: self

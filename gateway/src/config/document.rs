@@ -16,6 +16,7 @@ pub(crate) struct Document {
     pub(super) admin: Admin,
     pub(super) limits: Limits,
     pub(super) store: Store,
+    pub(super) redis: Redis,
     /// The routing policy's file.
     pub(super) policy: String,
     /// Where what decisions depended on is kept, a line of JSON each, for `policy replay`. Left out: nowhere.
@@ -24,8 +25,9 @@ pub(crate) struct Document {
     pub(super) providers: BTreeMap<String, Provider>,
     /// Organisations by name.
     pub(super) accounts: BTreeMap<String, Org>,
-    /// Prices that go before the built-in list.
+    /// Prices that go before every list.
     pub(super) prices: PriceOverrides,
+    pub(super) price_lists: PriceLists,
     /// Lets models without a price run, each request held at and charged this much. Left out: they are refused.
     pub(super) unpriced_ceiling_dollars: Option<Dollars>,
     pub(super) log: Log,
@@ -41,11 +43,13 @@ impl Default for Document {
             admin: Admin::default(),
             limits: Limits::default(),
             store: Store::default(),
+            redis: Redis::default(),
             policy: "policy.yaml".into(),
             records: None,
             providers: BTreeMap::new(),
             accounts: BTreeMap::new(),
             prices: PriceOverrides::default(),
+            price_lists: PriceLists::default(),
             unpriced_ceiling_dollars: None,
             log: Log::default(),
         }
@@ -224,6 +228,9 @@ pub(crate) struct Provider {
     /// Requests that may run at each of its deployments at once. Left out: any number.
     #[serde(default)]
     pub(super) max_in_flight: Option<u32>,
+    /// The rate at which each of its deployments is called, by all gateways together.
+    #[serde(default)]
+    pub(super) rate_limits: Pace,
     /// Requests that may wait for a slot.
     #[serde(default = "max_queued")]
     pub(super) max_queued: u32,
@@ -275,6 +282,7 @@ impl Default for Breaker {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Org {
     pub(super) budgets: Vec<Budget>,
+    pub(super) rate_limits: RateLimits,
     pub(super) keys: BTreeMap<String, Key>,
     pub(super) teams: BTreeMap<String, Team>,
 }
@@ -283,6 +291,7 @@ pub(crate) struct Org {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Team {
     pub(super) budgets: Vec<Budget>,
+    pub(super) rate_limits: RateLimits,
     pub(super) keys: BTreeMap<String, Key>,
     pub(super) workflows: BTreeMap<String, Account>,
 }
@@ -292,6 +301,7 @@ pub(crate) struct Team {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Account {
     pub(super) budgets: Vec<Budget>,
+    pub(super) rate_limits: RateLimits,
     pub(super) keys: BTreeMap<String, Key>,
 }
 
@@ -299,6 +309,7 @@ impl Org {
     pub(super) fn account(&self) -> Account {
         Account {
             budgets: self.budgets.clone(),
+            rate_limits: self.rate_limits,
             keys: self.keys.clone(),
         }
     }
@@ -308,6 +319,7 @@ impl Team {
     pub(super) fn account(&self) -> Account {
         Account {
             budgets: self.budgets.clone(),
+            rate_limits: self.rate_limits,
             keys: self.keys.clone(),
         }
     }
@@ -358,7 +370,61 @@ pub(crate) struct Key {
     #[serde(default)]
     pub(super) budgets: Vec<Budget>,
     #[serde(default)]
+    pub(super) rate_limits: RateLimits,
+    #[serde(default)]
     pub(super) disabled: bool,
+}
+
+/// What an account may do, all requests under it together. Left out: any amount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RateLimits {
+    pub(super) requests_per_minute: Option<u32>,
+    /// Tokens read and generated.
+    pub(super) tokens_per_minute: Option<u32>,
+    /// Requests running at once.
+    pub(super) concurrency: Option<u32>,
+}
+
+/// The rate at which a deployment is called. Left out: any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Pace {
+    pub(super) requests_per_minute: Option<u32>,
+    pub(super) tokens_per_minute: Option<u32>,
+}
+
+/// Where several gateways share the rate limits of accounts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Redis {
+    /// `redis://host:port/database`, or `env:NAME` or `file:PATH` where it holds a password. Left out: limits are this
+    /// gateway's own.
+    pub(super) url: Option<String>,
+    /// Longer than this it is not waited for: each gateway then lets through its part of the limits.
+    pub(super) timeout_ms: u64,
+    /// What its keys begin with.
+    pub(super) prefix: String,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: None,
+            timeout_ms: 50,
+            prefix: "tollgate".into(),
+        }
+    }
+}
+
+/// Files with lists of prices. They and `prices` are read again when a file changes, and on SIGHUP.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PriceLists {
+    /// LiteLLM's `model_prices_and_context_window.json`, which goes before the list below.
+    pub(super) litellm: Option<String>,
+    /// A newer `data.json` (version 2) of genai-prices. Left out: the list that is built in.
+    pub(super) genai_prices: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,9 +5,13 @@
 
 use super::document::{self, Document};
 use super::mistakes::Mistakes;
-use super::{Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, Provider, Secret, TlsFiles};
+use super::{
+    Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, PriceLists, Provider, Redis, Secret, TlsFiles,
+};
+use crate::prices;
 use exchange::{AccountPath, Dialect, Grants, KeyHash};
 use ledger::{AccountSpec, BudgetSpec, Database, Fsync, Increase, KeySpec, Leases, Scope, WhenAway, Zone};
+use limits::Rule;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,8 +24,13 @@ impl Document {
     pub(super) fn resolve(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Config {
         let mut tree = Tree::default();
         tree.grow(self, mistakes);
-        if let Err(error) = meter::PriceBook::load(&self.prices) {
-            mistakes.add(format!("prices[{}]", error.index - 1), error.problem);
+        let file = |path: &Option<String>| path.as_ref().map(|path| folder.join(path));
+        let price_lists = PriceLists {
+            litellm: file(&self.price_lists.litellm),
+            genai_prices: file(&self.price_lists.genai_prices),
+        };
+        if let Err(error) = prices::read(&self.prices, &price_lists) {
+            mistakes.add(error.at, error.problem);
         }
         let ceiling = self.unpriced_ceiling_dollars.as_ref();
         let unpriced_ceiling =
@@ -45,7 +54,10 @@ impl Document {
                 .collect(),
             accounts: tree.accounts,
             keys: tree.keys,
+            rate_limits: tree.rate_limits,
+            redis: self.redis.resolve(folder, mistakes),
             prices: self.prices.clone(),
+            price_lists,
             unpriced_ceiling,
             log: Log {
                 filter: self.log.filter.clone(),
@@ -202,6 +214,7 @@ impl document::Store {
 struct Tree {
     accounts: Vec<AccountSpec>,
     keys: Vec<KeySpec>,
+    rate_limits: Vec<(AccountPath, Rule)>,
 }
 
 impl Tree {
@@ -249,16 +262,19 @@ impl Tree {
                 budgets,
             });
         }
+        self.limit(path, account.rate_limits, at, mistakes);
         for (name, key) in &account.keys {
             let at = format!("{at}.keys.{name}");
             check_name(name, &at, mistakes);
+            let own = AccountPath {
+                key: Some(name.as_str().into()),
+                ..path.clone()
+            };
+            self.limit(&own, key.rate_limits, &at, mistakes);
             if let Some(hash) = self.hash(&key.hash, &format!("{at}.hash"), mistakes) {
                 self.keys.push(KeySpec {
                     hash,
-                    account: AccountPath {
-                        key: Some(name.as_str().into()),
-                        ..path.clone()
-                    },
+                    account: own,
                     grants: Grants {
                         models: key.models.iter().map(|model| model.as_str().into()).collect(),
                     },
@@ -266,6 +282,24 @@ impl Tree {
                     disabled: key.disabled,
                 });
             }
+        }
+    }
+
+    fn limit(
+        &mut self,
+        path: &AccountPath,
+        limits: document::RateLimits,
+        at: &str,
+        mistakes: &mut Mistakes<'_>,
+    ) {
+        let rule = Rule {
+            requests_per_minute: limits.requests_per_minute,
+            tokens_per_minute: limits.tokens_per_minute,
+            concurrency: limits.concurrency,
+        };
+        check_rule(rule, at, mistakes);
+        if !rule.is_empty() {
+            self.rate_limits.push((path.clone(), rule));
         }
     }
 
@@ -285,6 +319,47 @@ impl Tree {
             return None;
         }
         Some(hash)
+    }
+}
+
+/// A limit of nothing would refuse every request for ever.
+fn check_rule(rule: Rule, at: &str, mistakes: &mut Mistakes<'_>) {
+    for (key, limit) in [
+        ("requests_per_minute", rule.requests_per_minute),
+        ("tokens_per_minute", rule.tokens_per_minute),
+        ("concurrency", rule.concurrency),
+    ] {
+        if limit == Some(0) {
+            let at = format!("{at}.rate_limits.{key}");
+            mistakes.hinted(
+                at,
+                "of 0 lets nothing through",
+                "leave it out for any number; a key is switched off by `disabled`",
+            );
+        }
+    }
+}
+
+impl document::Redis {
+    fn resolve(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Option<Redis> {
+        let url = self.url.as_ref()?;
+        let url = if url.starts_with("redis") && url.contains('@') {
+            Err("carries a password; put it into a file or the environment and write `file:PATH` or `env:NAME`".to_owned())
+        } else if url.starts_with("redis://") {
+            Ok(Secret::plain(url))
+        } else {
+            Secret::resolve(url, folder)
+        };
+        let url = mistakes.keep("redis.url", url);
+        Some(Redis {
+            timeout: limit(
+                Duration::from_millis(self.timeout_ms),
+                "redis.timeout_ms",
+                mistakes,
+            ),
+            prefix: self.prefix.clone(),
+            url: url?,
+        })
     }
 }
 
@@ -361,6 +436,12 @@ impl document::Provider {
                 "leave it out for any number",
             );
         }
+        let pace = Rule {
+            requests_per_minute: self.rate_limits.requests_per_minute,
+            tokens_per_minute: self.rate_limits.tokens_per_minute,
+            concurrency: None,
+        };
+        check_rule(pace, &format!("providers.{name}"), mistakes);
         let mut timeout = |key: &str, length: u64| limit(Duration::from_millis(length), at(key), mistakes);
         let connect_timeout = timeout("connect_timeout_ms", self.connect_timeout_ms);
         let first_byte_timeout = timeout("first_byte_timeout_ms", self.first_byte_timeout_ms);
@@ -381,6 +462,7 @@ impl document::Provider {
             first_byte_timeout,
             gap_timeout,
             max_in_flight: self.max_in_flight,
+            pace,
             max_queued: self.max_queued,
             breaker: Breaker {
                 failures: self.breaker.failures.max(1),

@@ -29,6 +29,11 @@ impl Secret {
         Ok(Self(value.to_owned()))
     }
 
+    /// A value that turned out to hold nothing secret.
+    pub(crate) fn plain(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }

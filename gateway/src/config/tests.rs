@@ -116,6 +116,26 @@ fn mistakes_are_told_with_what_to_do() {
     check("limits: {body_mib: 4096}", &["limits.body_mib", "1024"]);
     check("log: {filter: \"tollgate=loud\"}", &["log.filter"]);
     check("prices: [{model: a}]", &["prices[0]", "input_per_mtok"]);
+    check(
+        "price_lists: {litellm: nowhere.json}",
+        &["price_lists.litellm", "cannot be read"],
+    );
+    check(
+        "accounts: {acme: {teams: {t: {rate_limits: {tokens_per_minute: 0}}}}}",
+        &[
+            "accounts.acme.teams.t.rate_limits.tokens_per_minute",
+            "lets nothing through",
+        ],
+    );
+    check(
+        "redis: {url: 'redis://:secret@host/0'}",
+        &["redis.url", "file:PATH"],
+    );
+    check("redis: {url: host:6379}", &["redis.url", "env:NAME"]);
+    check(
+        "redis: {url: 'redis://host/0', timeout_ms: 0}",
+        &["redis.timeout_ms", "above 0"],
+    );
     check("listen: {address: 1}", &["t.yaml:1:"]);
     check("listen: [\n", &["t.yaml:"]);
 }

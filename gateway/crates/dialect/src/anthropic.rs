@@ -3,7 +3,7 @@
 pub(crate) mod answer;
 pub(crate) mod request;
 
-use exchange::{TokenClass, Usage, UsageSource};
+use exchange::{TokenClass, Unit, Usage, UsageSource};
 use serde_json::{Value, json};
 
 /// The counts of one message, which come in parts: the input at its start, the output at its end, and at the end
@@ -16,19 +16,27 @@ pub(crate) struct Counts {
     cache_write_hour: u64,
     output: u64,
     thinking: u64,
+    searches: u32,
 }
 
 impl Counts {
     /// Takes the counts of the input that are told; the others stay.
     pub(crate) fn input(&mut self, usage: &Value) {
-        let hour = &usage["cache_creation"]["ephemeral_1h_input_tokens"];
+        let written = &usage["cache_creation"];
+        let (minutes, hour) = (
+            written["ephemeral_5m_input_tokens"].as_u64(),
+            written["ephemeral_1h_input_tokens"].as_u64(),
+        );
+        // The split is of the sum; a server that tells only the split has told the sum.
+        let sum = usage["cache_creation_input_tokens"].as_u64();
+        let split = minutes.or(hour).map(|_| minutes.unwrap_or(0) + hour.unwrap_or(0));
         for (count, told) in [
-            (&mut self.input, &usage["input_tokens"]),
-            (&mut self.cache_read, &usage["cache_read_input_tokens"]),
-            (&mut self.cache_write, &usage["cache_creation_input_tokens"]),
+            (&mut self.input, usage["input_tokens"].as_u64()),
+            (&mut self.cache_read, usage["cache_read_input_tokens"].as_u64()),
+            (&mut self.cache_write, sum.max(split)),
             (&mut self.cache_write_hour, hour),
         ] {
-            *count = told.as_u64().unwrap_or(*count);
+            *count = told.unwrap_or(*count);
         }
     }
 
@@ -37,6 +45,8 @@ impl Counts {
         self.output = usage["output_tokens"].as_u64().unwrap_or(self.output);
         let thinking = &usage["output_tokens_details"]["thinking_tokens"];
         self.thinking = thinking.as_u64().unwrap_or(self.thinking);
+        let searches = usage["server_tool_use"]["web_search_requests"].as_u64();
+        self.searches = searches.map_or(self.searches, |count| u32::try_from(count).unwrap_or(u32::MAX));
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -49,6 +59,7 @@ impl Counts {
             .with(TokenClass::CacheWriteHour, hour)
             .with(TokenClass::Output, self.output - thinking)
             .with(TokenClass::Reasoning, thinking)
+            .with_unit(Unit::WebSearch, self.searches)
     }
 }
 
@@ -84,4 +95,55 @@ pub(crate) fn generated_bytes(block: &Value) -> usize {
         .sum();
     let input = block["input"].as_object().filter(|input| !input.is_empty());
     texts + input.map_or(0, |_| block["input"].to_string().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(value: &Value, expected: &[(TokenClass, u64)]) {
+        let usage = usage(value).unwrap();
+        assert_eq!(usage.lines().collect::<Vec<_>>(), expected, "{value}");
+        let told = |name: &str| value[name].as_u64().unwrap_or(0);
+        assert_eq!(usage.output_total(), told("output_tokens"));
+    }
+
+    #[test]
+    fn cached_tokens_are_added_and_the_split_of_writes_is_of_their_sum() {
+        use TokenClass::{CacheRead, CacheWrite, CacheWriteHour, Input, Output, Reasoning};
+        check(
+            &json!({ "input_tokens": 10, "cache_read_input_tokens": 1000, "cache_creation_input_tokens": 300,
+                "cache_creation": { "ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200 },
+                "output_tokens": 50, "output_tokens_details": { "thinking_tokens": 20 } }),
+            &[
+                (Input, 10),
+                (CacheRead, 1000),
+                (CacheWrite, 100),
+                (CacheWriteHour, 200),
+                (Output, 30),
+                (Reasoning, 20),
+            ],
+        );
+        // Older servers tell no split: all of it is the five-minute kind.
+        check(
+            &json!({ "input_tokens": 10, "cache_creation_input_tokens": 300, "output_tokens": 1 }),
+            &[(Input, 10), (CacheWrite, 300), (Output, 1)],
+        );
+        check(
+            &json!({ "input_tokens": 10, "output_tokens": 1,
+                "cache_creation": { "ephemeral_5m_input_tokens": 5, "ephemeral_1h_input_tokens": 7 } }),
+            &[(Input, 10), (CacheWrite, 5), (CacheWriteHour, 7), (Output, 1)],
+        );
+        check(
+            &json!({ "input_tokens": 10, "cache_read_input_tokens": null, "cache_creation": null, "output_tokens": 1 }),
+            &[(Input, 10), (Output, 1)],
+        );
+    }
+
+    #[test]
+    fn searches_by_the_provider_s_own_tool_are_counted() {
+        let value =
+            json!({ "input_tokens": 1, "output_tokens": 1, "server_tool_use": { "web_search_requests": 3 } });
+        assert_eq!(usage(&value).unwrap().unit(Unit::WebSearch), 3);
+    }
 }

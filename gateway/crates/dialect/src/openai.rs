@@ -32,7 +32,11 @@ pub(crate) fn usage(value: &Value) -> Option<Usage> {
     let audio_in = take(detail("prompt_tokens_details", "audio_tokens"));
     let image_in = take(detail("prompt_tokens_details", "image_tokens"));
     let reasoning = reasoning.min(completion);
-    let audio_out = detail("completion_tokens_details", "audio_tokens").min(completion - reasoning);
+    let mut output = completion - reasoning;
+    let audio_out = detail("completion_tokens_details", "audio_tokens").min(output);
+    output -= audio_out;
+    let image_out = detail("completion_tokens_details", "image_tokens").min(output);
+    output -= image_out;
     Some(
         Usage::new(UsageSource::Reported)
             .with(TokenClass::Input, input)
@@ -40,9 +44,10 @@ pub(crate) fn usage(value: &Value) -> Option<Usage> {
             .with(TokenClass::CacheWrite, written)
             .with(TokenClass::AudioInput, audio_in)
             .with(TokenClass::ImageInput, image_in)
-            .with(TokenClass::Output, completion - reasoning - audio_out)
+            .with(TokenClass::Output, output)
             .with(TokenClass::Reasoning, reasoning)
-            .with(TokenClass::AudioOutput, audio_out),
+            .with(TokenClass::AudioOutput, audio_out)
+            .with(TokenClass::ImageOutput, image_out),
     )
 }
 
@@ -80,7 +85,26 @@ pub(crate) fn generated_bytes(message: &Value) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
+
+    proptest! {
+        /// Whatever the details claim, every token of the prompt and of the completion is in exactly one class.
+        #[test]
+        fn classes_add_up_to_what_was_told(prompt in 0u64..10_000, completion in 0u64..10_000,
+                                           inside in proptest::array::uniform7(0u64..12_000), apart: bool) {
+            let [cached, written, audio_in, image_in, reasoning, audio_out, image_out] = inside;
+            let total = prompt + completion + if apart { reasoning } else { 0 };
+            let value = json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total,
+                "prompt_tokens_details": { "cached_tokens": cached, "cache_write_tokens": written,
+                    "audio_tokens": audio_in, "image_tokens": image_in },
+                "completion_tokens_details": { "reasoning_tokens": reasoning, "audio_tokens": audio_out,
+                    "image_tokens": image_out } });
+            let usage = usage(&value).unwrap();
+            prop_assert_eq!(usage.input_total(), prompt);
+            prop_assert_eq!(usage.output_total(), total - prompt);
+        }
+    }
 
     fn check(value: &Value, expected: &[(TokenClass, u64)]) {
         let usage = usage(value).unwrap();

@@ -165,6 +165,7 @@ fn blank(dialect: Dialect, surface: Surface) -> Facts {
         structured_output: false,
         thinking: None,
         service_tier: None,
+        hour_cache: false,
         workflow: None,
         deadline_ms: None,
         labels: Vec::new(),
@@ -209,6 +210,9 @@ impl Reader<'_> {
         }
         facts.body_bytes = self.text.len() as u64;
         facts.input_tokens = conversation.input_tokens();
+        // A text that only speaks of it makes more money be held, not charged.
+        facts.hour_cache =
+            facts.dialect == Dialect::Anthropic && memchr::memmem::find(self.text, b"\"1h\"").is_some();
         facts.prefix_hash = conversation.prefix_hash();
         (facts.turns, facts.images, facts.tools) =
             (conversation.turns, conversation.images, conversation.tools);

@@ -1,6 +1,6 @@
 //! What is known of a request without reading its meaning: numbers, flags and declared labels, never prompt text.
 
-use crate::{Thinking, spelled};
+use crate::{ServiceTier, Thinking, spelled};
 use serde::{Deserialize, Serialize};
 
 /// A provider's wire format.
@@ -50,6 +50,9 @@ pub struct Facts {
     pub thinking: Option<Thinking>,
     /// `service_tier` as the caller wrote it.
     pub service_tier: Option<Box<str>>,
+    /// It may ask for the hour-long prompt cache, whose writes are the dearest way to read a token.
+    #[serde(default)]
+    pub hour_cache: bool,
     /// The workflow the caller declared (`x-tollgate-workflow`), before the key's own is applied.
     pub workflow: Option<Box<str>>,
     /// Milliseconds from arrival until the answer is worthless, if the caller said so.
@@ -61,6 +64,13 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The service tier that the caller wishes for; what is served is the provider's to choose.
+    pub fn asked_tier(&self) -> ServiceTier {
+        self.service_tier
+            .as_deref()
+            .map_or(ServiceTier::Standard, ServiceTier::from_wire)
+    }
+
     pub fn label(&self, name: &str) -> Option<&str> {
         self.labels
             .iter()

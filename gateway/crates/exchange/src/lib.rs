@@ -25,9 +25,9 @@ pub use fleet::{BackendClass, Conversation, Offer};
 pub use ids::{KeyHash, RequestId};
 pub use money::{Bill, Money, MoneyParseError, Rate};
 pub use profile::{LatencyTier, Profile, Thinking, ThinkingGrant, ThinkingLevel, ValueTier, Worth};
-pub use record::{AttemptOutcome, AttemptRecord, Charge, ChargeLine, Ending, Phase, Record, Timings};
+pub use record::{AttemptOutcome, AttemptRecord, Charge, ChargeLine, Ending, Item, Phase, Record, Timings};
 pub use refusal::{Fault, Refusal, RefusalKind};
-pub use usage::{TokenClass, Usage, UsageSource};
+pub use usage::{ServiceTier, TokenClass, Unit, Usage, UsageSource};
 
 /// Gives an enum its one wire spelling: `as_str`, `Display`, `FromStr` and serde agree by construction.
 macro_rules! spelled {

@@ -113,7 +113,8 @@ pub enum MoneyParseError {
     TooPrecise(String),
 }
 
-/// A price in pico-dollars per token. One dollar per million tokens is `Rate(1_000_000)`.
+/// A price in pico-dollars per token, or per piece of what is billed by the piece. One dollar per million tokens is
+/// `Rate(1_000_000)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rate(pub u64);
@@ -130,10 +131,7 @@ impl Rate {
 
     /// How many whole tokens `money` pays for; `u64::MAX` where the rate is zero.
     pub fn affordable(self, money: Money) -> u64 {
-        let picos = u128::from(money.nanos().max(0).unsigned_abs()) * PICOS_PER_NANO;
-        picos
-            .checked_div(u128::from(self.0))
-            .map_or(u64::MAX, |tokens| u64::try_from(tokens).unwrap_or(u64::MAX))
+        Bill::default().affordable(self, money)
     }
 }
 
@@ -150,6 +148,17 @@ impl Bill {
 
     pub fn total(self) -> Money {
         Money(i64::try_from(self.picos.div_ceil(PICOS_PER_NANO)).unwrap_or(i64::MAX))
+    }
+
+    /// How many more tokens at `rate` fit on this bill before its total is more than `money`; `u64::MAX` where they
+    /// cost nothing. 0 where the bill alone is too much already.
+    pub fn affordable(self, rate: Rate, money: Money) -> u64 {
+        let picos = u128::from(money.nanos().max(0).unsigned_abs()) * PICOS_PER_NANO;
+        let Some(left) = picos.checked_sub(self.picos) else {
+            return 0;
+        };
+        left.checked_div(u128::from(rate.0))
+            .map_or(u64::MAX, |tokens| u64::try_from(tokens).unwrap_or(u64::MAX))
     }
 }
 
@@ -200,6 +209,21 @@ mod tests {
         fn what_is_affordable_is_never_dearer_than_the_money(nanos in 0i64..i64::MAX / 2, rate in 1u64..u64::MAX) {
             let money = Money::from_nanos(nanos);
             prop_assert!(Rate(rate).price(Rate(rate).affordable(money)) <= money);
+        }
+
+        #[test]
+        fn a_bill_takes_exactly_what_is_affordable(nanos in 0i64..1 << 50, first in 0u64..1 << 40, rate in 1u64..1 << 40) {
+            let money = Money::from_nanos(nanos);
+            let mut bill = Bill::default();
+            bill.add(Rate(first), 1);
+            let fits = bill.affordable(Rate(rate), money);
+            let with = |tokens: u64| {
+                let mut bill = bill;
+                bill.add(Rate(rate), tokens);
+                bill.total()
+            };
+            prop_assert!(bill.total() > money || with(fits) <= money);
+            prop_assert!(with(fits + 1) > money);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The immutable row of one exchange: one for every ending, refusals included, with one row per upstream attempt.
 
 use crate::{
-    AccountPath, BackendClass, Dialect, LatencyTier, Money, RequestId, Surface, Thinking, TokenClass, Usage,
-    ValueTier, spelled,
+    AccountPath, BackendClass, Dialect, LatencyTier, Money, Rate, RequestId, ServiceTier, Surface, Thinking,
+    TokenClass, Unit, Usage, ValueTier, spelled,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -77,20 +77,42 @@ spelled!(AttemptOutcome {
     Crashed => "crashed",
 });
 
-/// One class of tokens and what it cost. Lines are shown rounded; the total is rounded once, from the exact sum.
+/// What a line of a charge is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Item {
+    Tokens(TokenClass),
+    Units(Unit),
+}
+
+impl Item {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tokens(class) => class.as_str(),
+            Self::Units(unit) => unit.as_str(),
+        }
+    }
+}
+
+/// One item and what it cost. The amounts of a charge's lines are the steps of its running total, so that they add up
+/// to it to the nano-dollar although the exact sum is rounded only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChargeLine {
-    pub class: TokenClass,
-    pub tokens: u64,
+    pub item: Item,
+    pub quantity: u64,
+    /// Per token or piece.
+    pub rate: Rate,
     pub amount: Money,
 }
 
-/// What is owed for an attempt, and under which version of the price book.
+/// What is owed for an attempt, at which service tier, and under which version of the price book.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charge {
     pub total: Money,
     pub lines: SmallVec<[ChargeLine; 4]>,
     pub price_version: Arc<str>,
+    #[serde(default)]
+    pub service_tier: ServiceTier,
 }
 
 /// Durations in microseconds from the moment the request head was read. Zero: the phase was never reached.

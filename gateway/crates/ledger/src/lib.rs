@@ -23,5 +23,7 @@ pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
-pub use store::{Alert, AuditEntry, Change, Database, StoreError, StoredAttempt, StoredRequest};
+pub use store::{
+    Alert, AuditEntry, Billed, BilledLine, Change, Database, StoreError, StoredAttempt, StoredRequest, billed,
+};
 pub use window::{Period, Window, Zone};

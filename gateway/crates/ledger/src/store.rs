@@ -5,6 +5,7 @@
 //! `spent + leased` of a budget window above its limit; a record is posted once, however often it is sent; rows are
 //! locked in the order nodes, leases, windows, hours, each by key, so that nodes never wait for each other in a ring.
 
+mod billed;
 mod definitions;
 mod lease;
 mod post;
@@ -13,6 +14,7 @@ mod sql;
 #[cfg(test)]
 mod tests;
 
+pub use billed::{Billed, BilledLine, billed};
 pub(crate) use definitions::Source;
 pub use definitions::{Alert, AuditEntry, Change};
 pub(crate) use lease::{LeaseAsk, LeaseState};

@@ -315,8 +315,6 @@ fn request_row<'a>(
 
 /// Every request so far is a caller's own.
 const ORIGIN: &str = "live";
-/// What providers serve unless another tier is asked for.
-const TIER: &str = "standard";
 
 fn attempt_row<'a>(
     values: &mut Vec<Value<'a>>,
@@ -344,7 +342,7 @@ fn attempt_row<'a>(
         Value::Int(attempt.charge.total.nanos()),
         Value::Int(attempt.started_unix_us),
         Value::Int(attempt.duration_us.cast_signed()),
-        Value::Text(TIER),
+        Value::Text(attempt.charge.service_tier.as_str()),
         Value::Text(lines),
     ]);
 }
@@ -354,14 +352,15 @@ fn charge_lines(attempt: &AttemptRecord) -> String {
         return "[]".into();
     }
     let lines = attempt.charge.lines.iter().map(|line| {
-        let (class, tokens, amount) = (line.class, line.tokens, line.amount.nanos());
-        format!(r#"{{"class":"{class}","tokens":{tokens},"amount":{amount}}}"#)
+        let (item, quantity) = (line.item.as_str(), line.quantity);
+        let (rate, amount) = (line.rate.0, line.amount.nanos());
+        format!(r#"{{"item":"{item}","quantity":{quantity},"rate":{rate},"amount":{amount}}}"#)
     });
     format!("[{}]", lines.collect::<Vec<_>>().join(","))
 }
 
-/// Hour, account, provider, model, class, value.
-type HourKey<'a> = (i64, [&'a str; 4], [&'a str; 3], &'a str);
+/// Hour, account, provider, model, class and tier, value.
+type HourKey<'a> = (i64, [&'a str; 4], [&'a str; 4], &'a str);
 
 async fn post_hours(transaction: &mut Transaction, new: &[&Settlement]) -> sqlx::Result<()> {
     let mut hours: BTreeMap<HourKey<'_>, [i64; HOURLY_SUMS]> = BTreeMap::new();
@@ -371,8 +370,10 @@ async fn post_hours(transaction: &mut Transaction, new: &[&Settlement]) -> sqlx:
     let mut values = Vec::with_capacity(hours.len() * (HOURLY_KEYS + HOURLY_SUMS));
     for ((hour, account, target, value), sums) in &hours {
         values.push(Value::Int(*hour));
-        values.extend(account.iter().chain(target).map(|part| Value::Text(part)));
-        values.extend([Value::Text(ORIGIN), Value::Text(TIER), Value::Text(value)]);
+        let [provider, model, class, tier] = target;
+        let parts = account.iter().chain([provider, model, class]);
+        values.extend(parts.map(|part| Value::Text(part)));
+        values.extend([Value::Text(ORIGIN), Value::Text(tier), Value::Text(value)]);
         values.extend(sums.iter().map(|sum| Value::Int(*sum)));
     }
     for (statement, values) in statements(&HOURS, HOURLY_KEYS + HOURLY_SUMS, &values) {
@@ -396,12 +397,17 @@ fn add_hours<'a>(hours: &mut BTreeMap<HourKey<'a>, [i64; HOURLY_SUMS]>, settleme
     let refused = i64::from(record.ending == Ending::Refused);
     let value = record.value.as_str();
     if record.attempts.is_empty() {
-        let sums = hours.entry((hour, account, [""; 3], value)).or_default();
+        let sums = hours.entry((hour, account, [""; 4], value)).or_default();
         sums[0] += 1;
         sums[1] += refused;
     }
     for (position, attempt) in record.attempts.iter().enumerate() {
-        let target = [&*attempt.provider, &*attempt.model, attempt.class.as_str()];
+        let target = [
+            &*attempt.provider,
+            &*attempt.model,
+            attempt.class.as_str(),
+            attempt.charge.service_tier.as_str(),
+        ];
         let sums = hours.entry((hour, account, target, value)).or_default();
         if position + 1 == record.attempts.len() {
             sums[0] += 1;

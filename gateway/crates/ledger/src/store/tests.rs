@@ -453,6 +453,48 @@ async fn hours_add_up(bench: &Bench) {
     );
 }
 
+async fn what_was_billed_is_read_whole(bench: &Bench) {
+    use exchange::{ChargeLine, Item, Rate, TokenClass};
+    let database = bench.database("billed");
+    let store = Store::open(&database, "n1".into()).await.unwrap();
+    let search = budget("search", 1_000_000_000);
+    store
+        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .await
+        .unwrap();
+    // More than a page of them.
+    let mut all: Vec<Settlement> = (0..2_500).map(|number| settlement(number, &search, 7)).collect();
+    for (position, settlement) in all.iter_mut().enumerate() {
+        settlement.record.request = RequestId::new(NOW.unsigned_abs() / 1000 + position as u64, [1; 10]);
+    }
+    let line = |class, quantity, amount| ChargeLine {
+        item: Item::Tokens(class),
+        quantity,
+        rate: Rate(1_000),
+        amount: Money::from_nanos(amount),
+    };
+    let charge = &mut all[3].record.attempts[0].charge;
+    charge.lines = smallvec![line(TokenClass::Input, 5, 5), line(TokenClass::Output, 2, 2)];
+    charge.service_tier = exchange::ServiceTier::Flex;
+    all[4].record.started_unix_us = NOW - 1;
+    let refs: Vec<&Settlement> = all.iter().collect();
+    store.post(&refs).await.unwrap();
+    let mut calls = Vec::new();
+    let total = billed(&database, NOW..NOW + 1, |call| calls.push(call))
+        .await
+        .unwrap();
+    assert_eq!((calls.len(), total.nanos()), (2_499, 2_499 * 7));
+    assert_eq!(calls.iter().map(|call| call.charge).sum::<Money>(), total);
+    assert_eq!(calls[3].tier, "flex");
+    let shown: Vec<_> = calls[3]
+        .lines
+        .iter()
+        .map(|line| (&*line.item, line.quantity, line.amount.nanos()))
+        .collect();
+    assert_eq!(shown, [("input", 5, 5), ("output", 2, 2)]);
+    assert_eq!(calls[0].account[1].as_deref(), Some("search"));
+}
+
 async fn a_newer_schema_is_refused(bench: &Bench) {
     let database = bench.database("newer");
     let store = Store::open(&database, "n1".into()).await.unwrap();
@@ -478,6 +520,7 @@ async fn all(bench: Bench) {
     budgets_are_kept_audited_and_begin_with_what_was_spent(&bench).await;
     an_alert_is_raised_once(&bench).await;
     hours_add_up(&bench).await;
+    what_was_billed_is_read_whole(&bench).await;
     a_newer_schema_is_refused(&bench).await;
 }
 
