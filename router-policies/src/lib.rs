@@ -7,8 +7,10 @@
 mod cases;
 mod decide;
 pub mod document;
+pub mod eval;
 mod matcher;
 mod policy;
+pub mod predict;
 
 pub use cases::{Case, CaseFailure, Cases};
 pub use decide::{Ask, NoRoute};

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use router_policies::{Cases, Policy, PolicyDocument};
+use router_policies::{Cases, Policy, PolicyDocument, eval};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,10 @@ enum Command {
     Check { policy: PathBuf },
     /// Run cases against a policy; exits 1 when one does not hold.
     Test { policy: PathBuf, cases: PathBuf },
+    /// Predict on recorded prompts which model is worth choosing, and compare with what happened.
+    Eval(eval::EvalArguments),
+    /// Learn how likely models are to be right, from recorded outcomes.
+    Train(eval::TrainArguments),
     /// Print the JSON schema of the policy document.
     Schema,
 }
@@ -51,6 +55,8 @@ fn main() -> anyhow::Result<()> {
                 bail!("the policy does not do what the cases expect");
             }
         }
+        Command::Eval(arguments) => eval::eval(&arguments, &mut out)?,
+        Command::Train(arguments) => eval::train(&arguments, &mut out)?,
         Command::Schema => {
             let schema = schemars::schema_for!(PolicyDocument);
             writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;

@@ -1,0 +1,190 @@
+//! `policy train`: a model from recorded prompts, or from stored features and outcomes.
+//!
+//! Owns: reading training data and the report of cross-validation. Refuses to know: how models learn.
+
+use super::judge::{Scored, apgr};
+use super::rows::{self, Row};
+use crate::predict::train::{Example, Outcome, Recipe, fold_of};
+use crate::predict::{Column, Predictor, train as learning};
+use anyhow::{Context, bail};
+use clap::Args;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Models whose class is known without `--classes`.
+const CLASSES: &str = include_str!("../../model/models.json");
+
+/// Learn how likely models are to be right, from recorded outcomes.
+#[derive(Args, Debug)]
+pub struct TrainArguments {
+    /// Recorded prompts and outcomes, `.jsonl` or `.jsonl.gz`.
+    #[arg(long, num_args = 1.., required_unless_present = "from", conflicts_with = "from")]
+    data: Vec<PathBuf>,
+    /// Stored features and outcomes, a JSON object a line:
+    /// `{"features": […], "workflow": "…", "outcomes": {"MODEL": {"correct": 0|1}}}`. Needs --base.
+    #[arg(long, requires = "base")]
+    from: Option<PathBuf>,
+    /// The model that made the stored features.
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Rows of these splits.
+    #[arg(long, value_delimiter = ',', default_value = "train")]
+    splits: Vec<String>,
+    /// Only rows of these domains, `dataset/domain`.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// No rows of these domains, `dataset/domain`.
+    #[arg(long, value_delimiter = ',')]
+    leave_out: Vec<String>,
+    /// Class and thinking of each model, as in `model/models.json`.
+    #[arg(long)]
+    classes: Option<PathBuf>,
+    /// Where the model goes.
+    #[arg(long, required_unless_present = "cross_validate")]
+    out: Option<PathBuf>,
+    /// Report how well each part of the data is predicted from the rest, instead of writing a model.
+    #[arg(long)]
+    cross_validate: bool,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[arg(long, default_value_t = Recipe::default().topic_penalty)]
+    topic_penalty: f32,
+    #[arg(long, default_value_t = Recipe::default().topic_steps)]
+    topic_steps: usize,
+    #[arg(long, default_value_t = Recipe::default().ease_penalty)]
+    ease_penalty: f64,
+    #[arg(long, default_value_t = Recipe::default().direct_penalty)]
+    direct_penalty: f64,
+    #[arg(long, default_value_t = Recipe::default().trees)]
+    trees: usize,
+    #[arg(long, default_value_t = Recipe::default().leaf)]
+    leaf: usize,
+}
+
+impl TrainArguments {
+    fn recipe(&self) -> Recipe {
+        Recipe {
+            seed: self.seed,
+            topic_penalty: self.topic_penalty,
+            topic_steps: self.topic_steps,
+            ease_penalty: self.ease_penalty,
+            direct_penalty: self.direct_penalty,
+            trees: self.trees,
+            leaf: self.leaf,
+            ..Recipe::default()
+        }
+    }
+}
+
+pub fn train(arguments: &TrainArguments, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut rows = rows::read(&arguments.data)?;
+    rows.retain(|row| {
+        let domain = row.domain();
+        arguments.splits.contains(&row.split)
+            && (arguments.only.is_empty() || arguments.only.contains(&domain))
+            && !arguments.leave_out.contains(&domain)
+    });
+    let columns = columns(arguments, &rows)?;
+    let examples: Vec<Example> = rows.iter().map(|row| example(row, &columns)).collect();
+    if arguments.cross_validate {
+        return cross_validate(arguments, &examples, &columns, out);
+    }
+    let model = learning::train(&examples, columns, arguments.recipe())?;
+    for family in &model.families {
+        writeln!(
+            out,
+            "family of {} domains and {} models: mixture of ease {:.1}, direct {:.1}, forest {:.1}, rates {:.1}",
+            family.domains.len(),
+            family.columns.len(),
+            family.mixture[0],
+            family.mixture[1],
+            family.mixture[2],
+            family.mixture[3]
+        )?;
+    }
+    writeln!(out, "{}", model.about)?;
+    write_model(arguments, Predictor::new(model)?, out)
+}
+
+fn write_model(arguments: &TrainArguments, predictor: Predictor, out: &mut dyn Write) -> anyhow::Result<()> {
+    let path = arguments.out.as_ref().context("no place for the model: give --out")?;
+    let bytes = predictor.save()?;
+    std::fs::write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(out, "{}: {} bytes", path.display(), bytes.len())?;
+    Ok(())
+}
+
+/// The recorded models with their classes, in the order of the list of classes.
+fn columns(arguments: &TrainArguments, rows: &[Row]) -> anyhow::Result<Vec<Column>> {
+    let text = match &arguments.classes {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => CLASSES.to_owned(),
+    };
+    let known: Vec<Column> = serde_json::from_str(&text).context("list of classes")?;
+    let recorded: BTreeSet<&str> = rows.iter().flat_map(|row| row.outcomes.keys().map(String::as_str)).collect();
+    let listed: BTreeSet<&str> = known.iter().map(|column| column.model.as_str()).collect();
+    let unlisted: Vec<&str> = recorded.difference(&listed).copied().collect();
+    if !unlisted.is_empty() {
+        bail!("no class is known for {}: list them in a file and give it as --classes", unlisted.join(", "));
+    }
+    Ok(known.iter().filter(|column| recorded.contains(column.model.as_str())).cloned().collect())
+}
+
+fn example(row: &Row, columns: &[Column]) -> Example {
+    let outcome = |column: &Column| {
+        let recorded = row.outcomes.get(&column.model)?;
+        Some(Outcome { correct: recorded.correct == 1, output_characters: recorded.output_chars })
+    };
+    Example {
+        text: row.question(),
+        domain: row.domain(),
+        group: row.group().to_owned(),
+        outcomes: columns.iter().map(outcome).collect(),
+    }
+}
+
+const FOLDS: usize = 5;
+
+/// Data set, weak and strong model of the pairs that the routing data list baselines for.
+const PAIRS: [(&str, &str, &str); 7] = [
+    ("mmlu_gpt4_mixtral", "mixtral-8x7b-instruct-v0.1", "gpt-4-1106-preview"),
+    ("gsm8k_gpt4_mixtral", "mixtral-8x7b-instruct-v0.1", "gpt-4-1106-preview"),
+    ("zeroeval", "gpt-4o-mini-2024-07-18", "claude-3-5-sonnet-20241022"),
+    ("zeroeval", "llama-3.1-8b-instruct", "gpt-4o-2024-08-06"),
+    ("zeroeval", "gpt-4o-mini-2024-07-18", "o1-mini-2024-09-12"),
+    ("zeroeval", "claude-3-haiku-20240307", "claude-3-5-sonnet-20241022"),
+    ("zeroeval", "qwen2-7b-instruct", "llama-3.1-70b-instruct"),
+];
+
+fn cross_validate(
+    arguments: &TrainArguments,
+    examples: &[Example],
+    columns: &[Column],
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let mut scored: Vec<Vec<Scored>> = vec![Vec::new(); PAIRS.len()];
+    // Other folds than those within training, so that the two never coincide.
+    let fold = |example: &Example| fold_of(&example.group, arguments.seed ^ 0x5eed, FOLDS);
+    for held_out in 0..FOLDS {
+        let rest: Vec<Example> = examples.iter().filter(|e| fold(e) != held_out).cloned().collect();
+        let predictor = Predictor::new(learning::train(&rest, columns.to_vec(), arguments.recipe())?)?;
+        for example in examples.iter().filter(|e| fold(e) == held_out) {
+            let prediction = predictor.predict(&example.text);
+            for (slot, (dataset, weak, strong)) in scored.iter_mut().zip(PAIRS) {
+                let (Some(weak), Some(strong)) = (predictor.column(weak), predictor.column(strong)) else { continue };
+                let recorded = |column: usize| example.outcomes.get(column).copied().flatten();
+                if let (Some(a), Some(b)) = (recorded(weak), recorded(strong))
+                    && example.domain.starts_with(dataset)
+                {
+                    let gain = f64::from(u8::from(b.correct)) - f64::from(u8::from(a.correct));
+                    slot.push(Scored { score: prediction.gain(weak, strong), gain });
+                }
+            }
+        }
+    }
+    for ((dataset, weak, strong), scored) in PAIRS.iter().zip(&scored) {
+        writeln!(out, "{dataset}: {weak} / {strong}: {} rows, APGR {:.3}", scored.len(), apgr(scored))?;
+    }
+    Ok(())
+}
