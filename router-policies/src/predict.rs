@@ -14,6 +14,7 @@ pub mod features;
 mod forest;
 mod linear;
 mod model;
+mod text;
 pub mod train;
 mod words;
 
@@ -103,20 +104,20 @@ impl Predictor {
 
     /// `prompt`: what the user asks, without system prompt and templates.
     pub fn predict(&self, prompt: &str) -> Prediction {
-        self.predict_features(model::dense(&self.model.topics, prompt))
+        self.predict_features(self.model.dense(prompt))
     }
 
     /// The same from a stored vector. A vector of another length is filled up with zeros and unfamiliar.
     pub fn predict_features(&self, mut features: Vec<f32>) -> Prediction {
         let model = &self.model;
-        let expected = features::COUNT + model.topics.step.len();
+        let expected = features::COUNT + model.words.step.len() + model.letters.step.len();
         let fits = features.len() == expected && features.iter().all(|value| value.is_finite());
         if !fits {
             features = vec![0.0; expected];
         }
         let (counted, topics) = features.split_at(features::COUNT);
         let domains = model.likeness.centres.len();
-        let shares = softmax(topics.get(..domains).unwrap_or_default(), model.topics.sharpness);
+        let shares = softmax(topics.get(..domains).unwrap_or_default(), model.sharpness);
         let distances = model.likeness.distances(counted);
         let nearest = distances.iter().copied().fold(f32::MAX, f32::min);
         let surest = shares.iter().copied().fold(0.0, f32::max);
@@ -224,12 +225,13 @@ fn average(members: &[Success]) -> Option<Success> {
 
 /// Everything that the arithmetic takes for granted.
 fn check(model: &Model) -> Result<(), LoadError> {
-    let topics = &model.topics;
-    let outputs = topics.step.len();
     let domains = model.likeness.centres.len();
     let wrong = |what| Err(LoadError::Shape(what));
-    if topics.bias.len() != outputs || topics.weights.len() != topics.rarity.len() * outputs || domains > outputs {
-        return wrong("topics");
+    let linear = |part: &model::Linear| {
+        part.bias.len() == part.step.len() && part.weights.len() == part.rarity.len() * part.step.len()
+    };
+    if !linear(&model.words) || !linear(&model.letters) || domains > model.words.step.len() {
+        return wrong("text");
     }
     if model.likeness.tail.len() != model::SHARES.len() || model.likeness.doubt.len() != model::SHARES.len() {
         return wrong("likeness");
@@ -237,7 +239,6 @@ fn check(model: &Model) -> Result<(), LoadError> {
     for family in &model.families {
         let columns = family.columns.len();
         let fits = family.slopes.len() == columns
-            && family.direct.iter().all(|row| row.len() == columns)
             && family.rates.len() == family.domains.len()
             && family.rates.iter().all(|(rates, _)| rates.len() == columns)
             && family.lengths.len() == columns

@@ -48,14 +48,16 @@ pub struct TrainArguments {
     cross_validate: bool,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    #[arg(long, default_value_t = Recipe::default().topic_penalty)]
-    topic_penalty: f32,
-    #[arg(long, default_value_t = Recipe::default().topic_steps)]
-    topic_steps: usize,
+    #[arg(long, default_value_t = Recipe::default().word_penalty)]
+    word_penalty: f32,
+    #[arg(long, default_value_t = Recipe::default().letter_penalty)]
+    letter_penalty: f32,
+    #[arg(long, default_value_t = Recipe::default().letters_share)]
+    letters_share: f32,
+    #[arg(long, default_value_t = Recipe::default().steps)]
+    steps: usize,
     #[arg(long, default_value_t = Recipe::default().ease_penalty)]
     ease_penalty: f64,
-    #[arg(long, default_value_t = Recipe::default().direct_penalty)]
-    direct_penalty: f64,
     #[arg(long, default_value_t = Recipe::default().trees)]
     trees: usize,
     #[arg(long, default_value_t = Recipe::default().leaf)]
@@ -66,10 +68,11 @@ impl TrainArguments {
     fn recipe(&self) -> Recipe {
         Recipe {
             seed: self.seed,
-            topic_penalty: self.topic_penalty,
-            topic_steps: self.topic_steps,
+            word_penalty: self.word_penalty,
+            letter_penalty: self.letter_penalty,
+            letters_share: self.letters_share,
+            steps: self.steps,
             ease_penalty: self.ease_penalty,
-            direct_penalty: self.direct_penalty,
             trees: self.trees,
             leaf: self.leaf,
             ..Recipe::default()
@@ -94,13 +97,13 @@ pub fn train(arguments: &TrainArguments, out: &mut dyn Write) -> anyhow::Result<
     for family in &model.families {
         writeln!(
             out,
-            "family of {} domains and {} models: mixture of ease {:.1}, direct {:.1}, forest {:.1}, rates {:.1}",
+            "family of {} domains and {} models: mixture of ease {:.2} (letters {:.2}), forest {:.2}, rates {:.2}",
             family.domains.len(),
             family.columns.len(),
             family.mixture[0],
+            family.letters.map_or(0.0, |(_, share)| share),
             family.mixture[1],
-            family.mixture[2],
-            family.mixture[3]
+            family.mixture[2]
         )?;
     }
     writeln!(out, "{}", model.about)?;

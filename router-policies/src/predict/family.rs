@@ -1,17 +1,18 @@
-//! Fitting one family: four estimators of P(success) for each of its models, and their mixture.
+//! Fitting one family: three estimators of P(success) for each of its models, and their mixture.
 //!
 //! Owns: the estimators' training and the choice of the mixture on held-out rows. Refuses to know: texts, files.
 //! Invariants: the mixture and the slopes are chosen on rows left out of the fit that they judge.
 //!
 //! Most of what a prompt tells about a model is how hard it is for models in general. So all recorded outcomes of a
 //! prompt are first averaged into one number, its ease, far less noisy than any single outcome, and one line predicts
-//! it; each model then gets its own response to ease. The other estimators look at each model (direct), at jumps and
-//! interactions (forest), and at the domain alone (rates).
+//! it; each model then gets its own response to ease. The other estimators look for jumps and interactions (forest) and
+//! at the domain alone (rates).
 
 use super::draws::Draws;
+use super::features;
 use super::forest::{Forest, Growth};
 use super::linear::ridge;
-use super::model::{Family, Scale, dot, mean};
+use super::model::{Family, Scale, mean};
 use super::train::{Example, Outcome, Recipe};
 
 /// Outcomes of one family's rows.
@@ -30,6 +31,8 @@ pub struct Rows {
 pub struct Inputs {
     /// Dense vectors.
     pub dense: Vec<Vec<f32>>,
+    /// Place of the family's letter score in them.
+    pub letters: Option<usize>,
     /// P(domain) over all domains of the model.
     pub shares: Vec<Vec<f32>>,
     pub fold: Vec<usize>,
@@ -90,21 +93,25 @@ impl Rows {
         (0..self.outcomes.len()).map(|row| base[self.domain[row]] + deviation(row)).collect()
     }
 
-    /// What words are asked to tell of outcomes: ease, and each model's own where there are few.
-    pub fn text_targets(&self) -> Vec<Vec<f32>> {
-        let centred = |values: Vec<f32>| {
-            let middle = mean(&values);
-            values.into_iter().map(|value| value - middle).collect::<Vec<f32>>()
-        };
-        let mut targets = vec![centred(self.ease())];
-        if self.columns.len() <= FEW {
-            for column in 0..self.columns.len() {
-                let rows = 0..self.outcomes.len();
-                targets.push(centred(rows.map(|row| self.value(row, column).unwrap_or(0.5)).collect()));
-            }
+    /// What words are asked to tell of outcomes where few models were recorded: each model's own.
+    pub fn word_targets(&self) -> Vec<Vec<f32>> {
+        if self.columns.len() > FEW {
+            return Vec::new();
         }
-        targets
+        let rows = 0..self.outcomes.len();
+        let of = |column| centred(rows.clone().map(|row| self.value(row, column).unwrap_or(0.5)).collect());
+        (0..self.columns.len()).map(of).collect()
     }
+
+    /// What letters are asked to tell: ease.
+    pub fn letter_target(&self) -> Vec<f32> {
+        centred(self.ease())
+    }
+}
+
+fn centred(values: Vec<f32>) -> Vec<f32> {
+    let middle = mean(&values);
+    values.into_iter().map(|value| value - middle).collect()
 }
 
 /// With more models than this, their common ease says more than each alone.
@@ -113,10 +120,7 @@ const FEW: usize = 4;
 /// Rows at the family's mean that each domain's rates are mixed with.
 const PSEUDO_ROWS: f32 = 10.0;
 
-pub fn fit(rows: &Rows, mut inputs: Inputs, recipe: Recipe) -> Family {
-    let scale = Scale::of(&inputs.dense);
-    inputs.dense = inputs.dense.iter().map(|row| scale.apply(row)).collect();
-    let inputs = &inputs;
+pub fn fit(rows: &Rows, inputs: &Inputs, recipe: Recipe) -> Family {
     let all: Vec<usize> = (0..rows.outcomes.len()).collect();
     let ease = rows.ease();
     let mut held_out: Vec<Option<Held>> = (0..all.len()).map(|_| None).collect();
@@ -124,58 +128,74 @@ pub fn fit(rows: &Rows, mut inputs: Inputs, recipe: Recipe) -> Family {
         let keep: Vec<usize> = all.iter().copied().filter(|row| inputs.fold[*row] != out).collect();
         let part = estimators(rows, inputs, &ease, &keep, recipe);
         for row in all.iter().copied().filter(|row| inputs.fold[*row] == out) {
-            let eases: Vec<f32> = part.ease.iter().map(|line| dot(line, &inputs.dense[row])).collect();
-            let parts = part.parts(&inputs.dense[row], &inputs.shares[row]).by_part;
-            held_out[row] = Some(Held { ease: mean(&eases) + part.ease_mean, parts });
+            let dense = &inputs.dense[row];
+            let by_line = part.eases(dense, &part.scale.apply(dense)).first().copied().unwrap_or_default();
+            let by_letters = inputs.letters.map_or(0.0, |at| dense[at]);
+            let parts = part.parts(dense, &inputs.shares[row]).by_part;
+            held_out[row] = Some(Held { by_line: by_line + part.ease_mean, by_letters, parts });
         }
     }
     let mut family = estimators(rows, inputs, &ease, &all, recipe);
-    family.scale = scale;
     let held_out: Vec<Held> = held_out.into_iter().flatten().collect();
     if held_out.len() == all.len() {
-        family.slopes = slopes(rows, &held_out, family.ease_mean);
-        family.mixture = mixture(rows, held_out, &family);
+        let share = if inputs.letters.is_some() { recipe.letters_share } else { 0.0 };
+        family.letters = inputs.letters.map(|at| (at as u16, share));
+        let eases: Vec<f32> = held_out.iter().map(|held| held.ease(share, family.ease_mean)).collect();
+        family.slopes = slopes(rows, &eases);
+        family.mixture = mixture(rows, held_out, &eases, &family);
     }
     family
 }
 
 /// Answers for a row by estimators that had not seen it.
 struct Held {
-    ease: f32,
-    parts: [Vec<f32>; 4],
+    by_line: f32,
+    /// A deviation from the mean.
+    by_letters: f32,
+    parts: [Vec<f32>; 3],
+}
+
+impl Held {
+    /// As a deviation from the mean.
+    fn ease(&self, letters_share: f32, ease_mean: f32) -> f32 {
+        (1.0 - letters_share) * (self.by_line - ease_mean) + letters_share * self.by_letters
+    }
 }
 
 /// Everything but slopes learned on held-out rows and the mixture.
 fn estimators(rows: &Rows, inputs: &Inputs, ease: &[f32], keep: &[usize], recipe: Recipe) -> Family {
-    let dense: Vec<Vec<f32>> = keep.iter().map(|row| inputs.dense[*row].clone()).collect();
+    let raw: Vec<Vec<f32>> = keep.iter().map(|row| inputs.dense[*row].clone()).collect();
+    let scale = Scale::of(&raw);
+    let scaled: Vec<Vec<f32>> = raw.iter().map(|row| scale.apply(row)).collect();
+    let counted: Vec<Vec<f32>> = scaled.iter().map(|row| row[..features::COUNT].to_vec()).collect();
     let own: Vec<f32> = keep.iter().map(|row| ease[*row]).collect();
     let ease_mean = mean(&own);
     let targets: Vec<Vec<f32>> = own.iter().map(|e| vec![e - ease_mean]).collect();
-    let lines = (0..recipe.replicates)
-        .map(|replicate| {
-            let weights = resampled(keep.len(), recipe.seed + replicate as u64);
-            ridge(&dense, &targets, &weights, recipe.ease_penalty).into_iter().flatten().collect()
-        })
-        .collect();
+    let line = |replicate: usize| -> Vec<f32> {
+        let weights = match replicate {
+            0 => vec![1.0; keep.len()],
+            _ => resampled(keep.len(), recipe.seed + replicate as u64),
+        };
+        ridge(&counted, &targets, &weights, recipe.ease_penalty).into_iter().flatten().collect()
+    };
     let growth = Growth {
         trees: recipe.trees,
         leaf: recipe.leaf,
-        tries: dense.first().map_or(1, Vec::len) / 4,
+        tries: scaled.first().map_or(1, Vec::len) / 4,
         seed: recipe.seed,
     };
-    let filled = filled(rows, ease, keep);
     Family {
         columns: rows.columns.iter().map(|c| *c as u16).collect(),
         domains: rows.members.iter().map(|d| *d as u16).collect(),
-        scale: Scale::default(),
-        ease: lines,
+        ease: (0..=recipe.replicates).map(line).collect(),
+        letters: None,
         ease_mean,
         slopes: vec![(ease_mean, 1.0); rows.columns.len()],
-        direct: direct(rows, &dense, keep, recipe.direct_penalty),
-        forest: Forest::grow(&dense, &filled, growth),
+        forest: Forest::grow(&scaled, &filled(rows, ease, keep), growth),
         rates: rates(rows, keep),
-        mixture: [0.25; 4],
+        mixture: [1.0 / 3.0; 3],
         lengths: lengths(rows, keep),
+        scale,
     }
 }
 
@@ -201,27 +221,6 @@ fn filled(rows: &Rows, ease: &[f32], keep: &[usize]) -> Vec<Vec<f32>> {
         (0..rows.columns.len()).map(|c| rows.value(*row, c).unwrap_or_else(|| fill(*row, c))).collect()
     };
     keep.iter().map(of_row).collect()
-}
-
-/// A line for each column; the last row is the constant.
-fn direct(rows: &Rows, dense: &[Vec<f32>], keep: &[usize], penalty: f64) -> Vec<Vec<f32>> {
-    let inputs = dense.first().map_or(0, Vec::len);
-    let mut lines = vec![vec![0.0; rows.columns.len()]; inputs + 1];
-    for column in 0..rows.columns.len() {
-        let known: Vec<(usize, f32)> = keep
-            .iter()
-            .enumerate()
-            .filter_map(|(at, row)| Some((at, rows.value(*row, column)?)))
-            .collect();
-        let middle = mean(&known.iter().map(|(_, value)| *value).collect::<Vec<f32>>());
-        let own: Vec<Vec<f32>> = known.iter().map(|(at, _)| dense[*at].clone()).collect();
-        let targets: Vec<Vec<f32>> = known.iter().map(|(_, value)| vec![value - middle]).collect();
-        let line = ridge(&own, &targets, &vec![1.0; own.len()], penalty);
-        for (slot, weight) in lines.iter_mut().zip(line.into_iter().flatten().chain([middle])) {
-            slot[column] = weight;
-        }
-    }
-    lines
 }
 
 fn rates(rows: &Rows, keep: &[usize]) -> Vec<(Vec<f32>, u32)> {
@@ -261,12 +260,12 @@ fn lengths(rows: &Rows, keep: &[usize]) -> Vec<Vec<Option<f32>>> {
 }
 
 /// Each column's response to held-out ease, by least squares drawn a little towards slope 1.
-fn slopes(rows: &Rows, held_out: &[Held], ease_mean: f32) -> Vec<(f32, f32)> {
+fn slopes(rows: &Rows, eases: &[f32]) -> Vec<(f32, f32)> {
     let fit = |column: usize| {
-        let points: Vec<(f32, f32)> = held_out
+        let points: Vec<(f32, f32)> = eases
             .iter()
             .enumerate()
-            .filter_map(|(row, held)| Some((held.ease - ease_mean, rows.value(row, column)?)))
+            .filter_map(|(row, ease)| Some((*ease, rows.value(row, column)?)))
             .collect();
         let x = mean(&points.iter().map(|p| p.0).collect::<Vec<f32>>());
         let y = mean(&points.iter().map(|p| p.1).collect::<Vec<f32>>());
@@ -283,21 +282,18 @@ fn slopes(rows: &Rows, held_out: &[Held], ease_mean: f32) -> Vec<(f32, f32)> {
 }
 
 /// The shares under which held-out outcomes, and their differences within a row, are predicted best.
-fn mixture(rows: &Rows, mut held_out: Vec<Held>, family: &Family) -> [f32; 4] {
-    for held in &mut held_out {
-        let ease = held.ease - family.ease_mean;
+fn mixture(rows: &Rows, mut held_out: Vec<Held>, eases: &[f32], family: &Family) -> [f32; 3] {
+    for (held, ease) in held_out.iter_mut().zip(eases) {
         held.parts[0] = family.slopes.iter().map(|(at_mean, slope)| at_mean + slope * ease).collect();
     }
-    const TENTHS: usize = 10;
-    let mut best = (f64::MAX, [0.25; 4]);
-    for a in 0..=TENTHS {
-        for b in 0..=TENTHS - a {
-            for c in 0..=TENTHS - a - b {
-                let shares = [a, b, c, TENTHS - a - b - c].map(|tenths| tenths as f32 / TENTHS as f32);
-                let loss = loss(rows, &held_out, shares);
-                if loss < best.0 {
-                    best = (loss, shares);
-                }
+    const STEPS: usize = 20;
+    let mut best = (f64::MAX, [1.0 / 3.0; 3]);
+    for a in 0..=STEPS {
+        for b in 0..=STEPS - a {
+            let shares = [a, b, STEPS - a - b].map(|steps| steps as f32 / STEPS as f32);
+            let loss = loss(rows, &held_out, shares);
+            if loss < best.0 {
+                best = (loss, shares);
             }
         }
     }
@@ -305,13 +301,14 @@ fn mixture(rows: &Rows, mut held_out: Vec<Held>, family: &Family) -> [f32; 4] {
 }
 
 /// Squared error of the outcomes' differences from their row's mean, plus a tenth of the error of the means.
-fn loss(rows: &Rows, held_out: &[Held], shares: [f32; 4]) -> f64 {
+fn loss(rows: &Rows, held_out: &[Held], shares: [f32; 3]) -> f64 {
     let mut total = 0.0;
     for (row, held) in held_out.iter().enumerate() {
         let (mut sum, mut squares, mut count) = (0.0_f64, 0.0_f64, 0.0_f64);
         for column in 0..rows.columns.len() {
             if let Some(value) = rows.value(row, column) {
-                let mixed: f32 = held.parts.iter().zip(shares).map(|(part, share)| share * part[column].clamp(0.0, 1.0)).sum();
+                let parts = held.parts.iter().zip(shares);
+                let mixed: f32 = parts.map(|(part, share)| share * part[column].clamp(0.0, 1.0)).sum();
                 let error = f64::from(value - mixed);
                 sum += error;
                 squares += error * error;

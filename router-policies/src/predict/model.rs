@@ -3,15 +3,16 @@
 //! Owns: the parts of a model and their arithmetic. Refuses to know: training, files, policies. Invariants: nothing in
 //! a model can be turned back into a prompt; an answer is finite whatever the prompt; probabilities lie in 0 … 1.
 //!
-//! Two stages. *Topics*: hashed words → one score per domain of the training data and a few scores of outcome, linear.
-//! *Families*: counted features and topics together (the dense vector) → P(success) of each recorded model, by four
-//! small estimators whose mixture was chosen on prompts left out of their training. A family is a set of domains on
-//! which the same models were recorded. A prompt belongs to the families whose domains it resembles.
+//! Two stages. *Text*: hashed words → one score per domain of the training data and a few of outcome; hashed letters →
+//! one score of ease per family; both linear. *Families*: counted features and those scores together (the dense vector)
+//! → P(success) of each recorded model, by three small estimators whose mixture was chosen on prompts left out of their
+//! training. A family is a set of domains on which the same models were recorded. A prompt belongs to the families
+//! whose domains it resembles.
 
 use super::features::{self, numbers};
 use super::forest::Forest;
 use super::linear::distance;
-use super::words::Sparse;
+use super::words::{Grain, Sparse};
 use exchange::BackendClass;
 use serde::{Deserialize, Serialize};
 
@@ -30,29 +31,30 @@ pub struct Model {
     /// What it was trained on, for people.
     pub about: String,
     pub columns: Vec<Column>,
-    pub topics: Topics,
+    pub words: Linear,
+    pub letters: Linear,
+    /// Softmax of the domain scores times this is P(domain).
+    pub sharpness: f32,
     pub likeness: Likeness,
     pub families: Vec<Family>,
 }
 
-/// Hashed words → scores.
+/// A hashed text → scores.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Topics {
+pub struct Linear {
     pub rarity: Vec<f32>,
     /// Buckets × outputs, each output in steps of its own `step`.
     pub weights: Vec<i8>,
     pub step: Vec<f32>,
     pub bias: Vec<f32>,
-    /// Softmax of the domain scores times this is P(domain).
-    pub sharpness: f32,
 }
 
-impl Topics {
-    pub fn of(&self, text: &str) -> Vec<f32> {
+impl Linear {
+    pub fn scores(&self, text: &Sparse) -> Vec<f32> {
         let outputs = self.step.len();
         let mut sums = vec![0.0_f32; outputs];
-        for (bucket, weight) in Sparse::of(text, &self.rarity).entries {
-            let start = bucket as usize * outputs;
+        for (bucket, weight) in &text.entries {
+            let start = *bucket as usize * outputs;
             let row = self.weights.get(start..start + outputs).unwrap_or_default();
             for (sum, value) in sums.iter_mut().zip(row) {
                 *sum += weight * f32::from(*value);
@@ -60,6 +62,10 @@ impl Topics {
         }
         let scaled = sums.iter().zip(&self.step).zip(&self.bias);
         scaled.map(|((sum, step), bias)| sum * step + bias).collect()
+    }
+
+    pub fn of(&self, grain: Grain, text: &str) -> Vec<f32> {
+        self.scores(&Sparse::of(grain, text, &self.rarity))
     }
 }
 
@@ -156,18 +162,19 @@ pub struct Family {
     pub domains: Vec<u16>,
     /// Of the dense vector within the family.
     pub scale: Scale,
-    /// Replicates of one line: dense vector → how easy the prompt is for all of the models together.
+    /// Lines from counted features to how easy the prompt is for all of the models together. The first is from all rows,
+    /// the others from rows drawn with replacement: their disagreement is the line's uncertainty.
     pub ease: Vec<Vec<f32>>,
+    /// Place of the family's letter score in the dense vector, and its share in the ease.
+    pub letters: Option<(u16, f32)>,
     pub ease_mean: f32,
     /// By column: P at mean ease and its change with ease.
     pub slopes: Vec<(f32, f32)>,
-    /// Dense vector (and a constant) × columns.
-    pub direct: Vec<Vec<f32>>,
     pub forest: Forest,
     /// Domains × columns, and the rows behind each.
     pub rates: Vec<(Vec<f32>, u32)>,
-    /// Shares of ease, direct, forest and rates in the mixture.
-    pub mixture: [f32; 4],
+    /// Shares of ease, forest and rates in the mixture.
+    pub mixture: [f32; 3],
     /// By column and domain: ln(1 + output characters), where recorded.
     pub lengths: Vec<Vec<Option<f32>>>,
 }
@@ -180,20 +187,24 @@ pub struct Answer {
 
 /// One estimator's P(success) by column, and of the ease its disagreement among replicates.
 pub struct Parts {
-    pub by_part: [Vec<f32>; 4],
+    pub by_part: [Vec<f32>; 3],
     pub spread: Vec<f32>,
 }
 
 impl Family {
-    /// `dense`: scaled by the family's own scale; `domains`: P(domain) over all domains of the model.
-    pub fn parts(&self, dense: &[f32], domains: &[f32]) -> Parts {
-        let eases: Vec<f32> = self.ease.iter().map(|line| dot(line, dense)).collect();
-        let ease = mean(&eases);
+    /// How easy the prompt is, as a deviation from the family's mean, by each of the lines.
+    pub fn eases(&self, row: &[f32], scaled: &[f32]) -> Vec<f32> {
+        let letters = self.letters.and_then(|(at, share)| Some((row.get(usize::from(at))?, share)));
+        let (score, share) = letters.map_or((0.0, 0.0), |(score, share)| (*score, share));
+        self.ease.iter().map(|line| (1.0 - share) * dot(line, scaled) + share * score).collect()
+    }
+
+    /// `row`: a dense vector; `domains`: P(domain) over all domains of the model.
+    pub fn parts(&self, row: &[f32], domains: &[f32]) -> Parts {
+        let scaled = self.scale.apply(row);
+        let eases = self.eases(row, &scaled);
+        let ease = eases.first().copied().unwrap_or_default();
         let spread = (eases.iter().map(|e| (e - ease).powi(2)).sum::<f32>() / eases.len().max(1) as f32).sqrt();
-        let mut direct = self.direct.last().cloned().unwrap_or_default();
-        for (value, row) in dense.iter().zip(&self.direct) {
-            direct.iter_mut().zip(row).for_each(|(sum, weight)| *sum += value * weight);
-        }
         let own: Vec<f32> = self.domains.iter().map(|at| domains.get(usize::from(*at)).copied().unwrap_or(0.0)).collect();
         let total: f32 = own.iter().sum::<f32>() + 1e-9;
         let mut rates = vec![0.0; self.columns.len()];
@@ -203,8 +214,7 @@ impl Family {
         Parts {
             by_part: [
                 self.slopes.iter().map(|(at_mean, slope)| at_mean + slope * ease).collect(),
-                direct,
-                self.forest.ask(dense),
+                self.forest.ask(&scaled),
                 rates,
             ],
             spread: self.slopes.iter().map(|(_, slope)| (slope * spread).abs()).collect(),
@@ -226,9 +236,8 @@ impl Family {
         self.lengths.iter().map(expected).collect()
     }
 
-    /// `dense`: as [`dense`] gives it.
-    pub fn answer(&self, dense: &[f32], domains: &[f32]) -> Answer {
-        let parts = self.parts(&self.scale.apply(dense), domains);
+    pub fn answer(&self, row: &[f32], domains: &[f32]) -> Answer {
+        let parts = self.parts(row, domains);
         let rows: u32 = self.rates.iter().map(|(_, rows)| rows).sum();
         let mut answer = Answer { success: Vec::new(), error: Vec::new() };
         for (at, spread) in parts.spread.iter().enumerate() {
@@ -243,12 +252,15 @@ impl Family {
     }
 }
 
-/// The dense vector before scaling: counted features, then topics. Holds no text; safe to store.
-pub fn dense(topics: &Topics, text: &str) -> Vec<f32> {
-    let text = features::bounded(text);
-    let mut row = numbers(&text).to_vec();
-    row.extend(topics.of(&text));
-    row
+impl Model {
+    /// The dense vector: counted features, scores of words, scores of letters. Holds no text; safe to store.
+    pub fn dense(&self, text: &str) -> Vec<f32> {
+        let text = features::bounded(text);
+        let mut row = numbers(&text).to_vec();
+        row.extend(self.words.of(Grain::Words, &text));
+        row.extend(self.letters.of(Grain::Letters, &text));
+        row
+    }
 }
 
 pub fn softmax(scores: &[f32], sharpness: f32) -> Vec<f32> {

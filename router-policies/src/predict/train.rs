@@ -7,9 +7,9 @@
 use super::draws::Draws;
 use super::family::{self, Rows};
 use super::features;
-use super::linear::{factor, sparse_ridge};
-use super::model::{Column, Family, Likeness, Model, SHARES, Scale, Topics, softmax};
-use super::words::{Sparse, rarity};
+use super::linear::factor;
+use super::model::{Column, Family, Likeness, Model, SHARES, Scale, softmax};
+use super::text;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// One prompt and what became of it.
@@ -34,11 +34,14 @@ pub struct Outcome {
 pub struct Recipe {
     pub seed: u64,
     pub folds: usize,
-    pub topic_penalty: f32,
-    pub topic_steps: usize,
-    /// Per row, of the standardised dense vector.
+    pub word_penalty: f32,
+    pub letter_penalty: f32,
+    /// Share of the letters' score in a prompt's ease; the rest is the line's.
+    pub letters_share: f32,
+    /// Steps of conjugate gradients.
+    pub steps: usize,
+    /// For standardised features, whatever the number of rows.
     pub ease_penalty: f64,
-    pub direct_penalty: f64,
     pub replicates: usize,
     pub trees: usize,
     pub leaf: usize,
@@ -49,10 +52,11 @@ impl Default for Recipe {
         Self {
             seed: 1,
             folds: 5,
-            topic_penalty: 1.0,
-            topic_steps: 15,
+            word_penalty: 1.0,
+            letter_penalty: 2.0,
+            letters_share: 0.25,
+            steps: 15,
             ease_penalty: 1000.0,
-            direct_penalty: 1000.0,
             replicates: 8,
             trees: 100,
             leaf: 15,
@@ -82,33 +86,41 @@ pub fn train(examples: &[Example], columns: Vec<Column>, recipe: Recipe) -> Resu
     let domains = Domains::of(&examples);
     let fold: Vec<usize> = examples.iter().map(|e| fold_of(&e.group, recipe.seed, recipe.folds)).collect();
     let families = domains.families(&examples);
-    let stage = TopicStage::new(&examples, &domains, &families, recipe);
-    let (topics, held_out) = stage.fit(&fold);
-    let numbers: Vec<Vec<f32>> =
-        examples.iter().map(|e| features::numbers(&e.text).to_vec()).collect();
-    let dense: Vec<Vec<f32>> =
-        numbers.iter().zip(&held_out).map(|(a, b)| a.iter().chain(b).copied().collect()).collect();
-    let shares: Vec<Vec<f32>> = held_out
+    let rows: Vec<(Vec<usize>, Rows)> = families
         .iter()
-        .map(|scores| softmax(&scores[..domains.names.len()], topics.sharpness))
-        .collect();
-    let likeness = likeness(&numbers, &domains.of_row, domains.names.len(), &shares);
-    let families = families
-        .into_iter()
         .map(|members| {
             let at: Vec<usize> =
                 (0..examples.len()).filter(|row| members.contains(&domains.of_row[*row])).collect();
-            let rows = Rows::new(&examples, &at, &domains.of_row, &members);
-            let inputs = family::Inputs {
-                dense: at.iter().map(|row| dense[*row].clone()).collect(),
-                shares: at.iter().map(|row| shares[*row].clone()).collect(),
-                fold: at.iter().map(|row| fold[*row]).collect(),
-            };
-            family::fit(&rows, inputs, recipe)
+            let rows = Rows::new(&examples, &at, &domains.of_row, members);
+            (at, rows)
         })
-        .collect::<Vec<Family>>();
+        .collect();
+    let text = text::learn(&examples, &domains, &rows, &fold, recipe);
+    let numbers: Vec<Vec<f32>> =
+        examples.iter().map(|e| features::numbers(&e.text).to_vec()).collect();
+    let shares: Vec<Vec<f32>> = text
+        .word_scores
+        .iter()
+        .map(|scores| softmax(&scores[..domains.names.len()], text.sharpness))
+        .collect();
+    let before = features::COUNT + text.words.step.len();
+    let likeness = likeness(&numbers, &domains.of_row, domains.names.len(), &shares);
+    let fit = |(place, (at, rows)): (usize, &(Vec<usize>, Rows))| {
+        let dense = |row: &usize| {
+            let parts = [&numbers[*row], &text.word_scores[*row], &text.letter_scores[*row]];
+            parts.into_iter().flatten().copied().collect()
+        };
+        let inputs = family::Inputs {
+            dense: at.iter().map(dense).collect(),
+            letters: Some(before + place),
+            shares: at.iter().map(|row| shares[*row].clone()).collect(),
+            fold: at.iter().map(|row| fold[*row]).collect(),
+        };
+        family::fit(rows, &inputs, recipe)
+    };
+    let families: Vec<Family> = rows.iter().enumerate().map(fit).collect();
     let about = format!("{} prompts of {} domains", examples.len(), domains.names.len());
-    Ok(Model { about, columns, topics, likeness, families })
+    Ok(Model { about, columns, words: text.words, letters: text.letters, sharpness: text.sharpness, likeness, families })
 }
 
 /// One example for rows of one group on which different models were recorded.
@@ -133,9 +145,9 @@ fn merge(examples: &[Example]) -> Vec<Example> {
     merged
 }
 
-struct Domains {
-    names: Vec<String>,
-    of_row: Vec<usize>,
+pub struct Domains {
+    pub names: Vec<String>,
+    pub of_row: Vec<usize>,
 }
 
 impl Domains {
@@ -166,107 +178,6 @@ impl Domains {
             }
         }
         families
-    }
-}
-
-struct TopicStage {
-    sparse: Vec<Sparse>,
-    rarity: Vec<f32>,
-    /// Domain of the row one-hot, then scores of outcome.
-    targets: Vec<Vec<f32>>,
-    domain: Vec<usize>,
-    domains: usize,
-    recipe: Recipe,
-}
-
-impl TopicStage {
-    fn new(examples: &[Example], domains: &Domains, families: &[Vec<usize>], recipe: Recipe) -> Self {
-        let rarity = rarity(examples.iter().map(|e| e.text.as_str()));
-        let sparse = examples.iter().map(|e| Sparse::of(&e.text, &rarity)).collect();
-        let mut targets = vec![vec![0.0; domains.names.len()]; examples.len()];
-        for (target, domain) in targets.iter_mut().zip(&domains.of_row) {
-            target[*domain] = 1.0;
-        }
-        for members in families {
-            let at: Vec<usize> =
-                (0..examples.len()).filter(|row| members.contains(&domains.of_row[*row])).collect();
-            let rows = Rows::new(examples, &at, &domains.of_row, members);
-            for scores in rows.text_targets() {
-                targets.iter_mut().for_each(|target| target.push(0.0));
-                for (row, score) in at.iter().zip(scores) {
-                    if let Some(last) = targets[*row].last_mut() {
-                        *last = score;
-                    }
-                }
-            }
-        }
-        Self { sparse, rarity, targets, domain: domains.of_row.clone(), domains: domains.names.len(), recipe }
-    }
-
-    /// The scores from all rows, and for each row those of a fit without its fold.
-    fn fit(&self, fold: &[usize]) -> (Topics, Vec<Vec<f32>>) {
-        let mut held_out = vec![Vec::new(); self.targets.len()];
-        for out in 0..self.recipe.folds {
-            let topics = self.fit_rows(|row| fold[row] != out);
-            for (row, scores) in held_out.iter_mut().enumerate().filter(|(row, _)| fold[*row] == out) {
-                *scores = topics.scores(&self.sparse[row]);
-            }
-        }
-        let mut topics = self.fit_rows(|_| true);
-        topics.sharpness = self.sharpness(&held_out);
-        (topics, held_out)
-    }
-
-    fn fit_rows(&self, keep: impl Fn(usize) -> bool) -> Topics {
-        let at: Vec<usize> = (0..self.targets.len()).filter(|row| keep(*row)).collect();
-        let rows: Vec<&Sparse> = at.iter().map(|row| &self.sparse[*row]).collect();
-        let mut targets: Vec<Vec<f32>> = at.iter().map(|row| self.targets[*row].clone()).collect();
-        let outputs = targets.first().map_or(0, Vec::len);
-        let mut bias = vec![0.0_f32; outputs];
-        for target in &targets {
-            bias.iter_mut().zip(target).for_each(|(sum, value)| *sum += value);
-        }
-        bias.iter_mut().for_each(|sum| *sum /= targets.len().max(1) as f32);
-        for target in &mut targets {
-            target.iter_mut().zip(&bias).for_each(|(value, mean)| *value -= mean);
-        }
-        let weights = sparse_ridge(&rows, &targets, self.recipe.topic_penalty, self.recipe.topic_steps);
-        let mut step = vec![1e-12_f32; outputs];
-        for row in weights.chunks(outputs) {
-            step.iter_mut().zip(row).for_each(|(most, value)| *most = most.max(value.abs() / 127.0));
-        }
-        let quantised = weights
-            .chunks(outputs)
-            .flat_map(|row| row.iter().zip(&step).map(|(value, step)| (value / step).round() as i8))
-            .collect();
-        Topics { rarity: self.rarity.clone(), weights: quantised, step, bias, sharpness: 1.0 }
-    }
-
-    /// The sharpness under which the true domains of held-out rows are likeliest.
-    fn sharpness(&self, held_out: &[Vec<f32>]) -> f32 {
-        let likelihood = |sharpness: f32| -> f64 {
-            let rows = held_out.iter().zip(&self.domain);
-            rows.map(|(scores, domain)| {
-                f64::from(softmax(&scores[..self.domains], sharpness)[*domain].max(1e-9).ln())
-            })
-            .sum()
-        };
-        let candidates = (2..=30).map(|step| step as f32);
-        candidates.map(|s| (likelihood(s), s)).fold((f64::MIN, 1.0), |a, b| if b.0 > a.0 { b } else { a }).1
-    }
-}
-
-impl Topics {
-    fn scores(&self, sparse: &Sparse) -> Vec<f32> {
-        let outputs = self.step.len();
-        let mut sums = self.bias.clone();
-        for (bucket, weight) in &sparse.entries {
-            let row = &self.weights[*bucket as usize * outputs..][..outputs];
-            for ((sum, value), step) in sums.iter_mut().zip(row).zip(&self.step) {
-                *sum += weight * f32::from(*value) * step;
-            }
-        }
-        sums
     }
 }
 

@@ -1,10 +1,7 @@
-//! Words of a prompt as hashed buckets: a sparse vector of unit length, weighted by how rare each bucket is.
+//! Words and letters of a prompt as hashed buckets: sparse vectors of unit length, weighted by how rare a bucket is.
 //!
 //! Owns: tokens, hashing, term weights. Refuses to know: which word fell into which bucket (hashing cannot be turned
-//! back), models, outcomes. Invariants: the same text gives the same vector on every machine; entries are in order of
-//! bucket, each bucket once.
-
-use std::collections::HashMap;
+//! back), models, outcomes. Invariants: the same text gives the same vector on every machine; each bucket comes once.
 
 /// Buckets of the vector. A power of two.
 pub const BUCKETS: usize = 1 << 15;
@@ -70,65 +67,128 @@ fn number_end(bytes: &[u8]) -> usize {
     end
 }
 
-/// How often each bucket occurs in a text, in order of bucket: words, their first five letters, pairs of neighbours.
-/// Numbers count by their number of digits alone.
-pub fn buckets(text: &str) -> Vec<(u32, u32)> {
-    let mut found: Vec<u32> = Vec::with_capacity(text.len() / 2);
-    let mut push = |hash: u64| found.push((spread(hash) % BUCKETS as u64) as u32);
+/// Occurrences by bucket, in order of first occurrence.
+struct Tally {
+    counts: Vec<u16>,
+    seen: Vec<u32>,
+}
+
+impl Tally {
+    fn new() -> Self {
+        Self { counts: vec![0; BUCKETS], seen: Vec::new() }
+    }
+
+    fn add(&mut self, hash: u64) {
+        let bucket = (spread(hash) % BUCKETS as u64) as u32;
+        if let Some(count) = self.counts.get_mut(bucket as usize) {
+            if *count == 0 {
+                self.seen.push(bucket);
+            }
+            *count = count.saturating_add(1);
+        }
+    }
+
+    fn entries(self) -> Vec<(u32, u16)> {
+        let Self { counts, seen } = self;
+        let count = |bucket: &u32| counts.get(*bucket as usize).copied().unwrap_or_default();
+        seen.iter().map(|bucket| (*bucket, count(bucket))).collect()
+    }
+}
+
+/// What is counted in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// Words, their first five letters, pairs of neighbours. Numbers count by their number of digits alone.
+    Words,
+    /// Runs of two to four bytes in lower case, white space as one space.
+    Letters,
+}
+
+impl Grain {
+    fn buckets(self, text: &str) -> Vec<(u32, u16)> {
+        match self {
+            Self::Words => words(text),
+            Self::Letters => letters(text),
+        }
+    }
+}
+
+fn words(text: &str) -> Vec<(u32, u16)> {
+    let mut tally = Tally::new();
     let mut before = SEED;
     for token in tokens(text) {
         let own = match token.kind {
-            TokenKind::Word => token.hash,
             TokenKind::Number => step(step(SEED, b'#'), token.text.len().min(6) as u8),
-            TokenKind::Symbol => token.hash,
+            TokenKind::Word | TokenKind::Symbol => token.hash,
         };
-        push(own);
-        push(step(own, b' ') ^ before.rotate_left(17));
+        tally.add(own);
+        tally.add(step(own, b' ') ^ before.rotate_left(17));
         if token.kind == TokenKind::Word && token.text.len() > 5 {
             let stem = &token.text[..token.text.floor_char_boundary(5)];
-            push(step(hash(stem), b'~'));
+            tally.add(step(hash(stem), b'~'));
         }
         before = own;
     }
-    found.sort_unstable();
-    found
-        .chunk_by(|a, b| a == b)
-        .filter_map(|run| Some((*run.first()?, run.len() as u32)))
-        .collect()
+    tally.entries()
+}
+
+fn letters(text: &str) -> Vec<(u32, u16)> {
+    let mut tally = Tally::new();
+    let (mut window, mut length) = (0_u32, 0_u32);
+    for byte in text.bytes() {
+        let byte = if byte.is_ascii_whitespace() { b' ' } else { byte.to_ascii_lowercase() };
+        if byte == b' ' && window & 0xff == u32::from(b' ') {
+            continue;
+        }
+        window = (window << 8) | u32::from(byte);
+        length += 1;
+        for run in 2..=length.min(4) {
+            let own = window & (u32::MAX >> (32 - 8 * run));
+            tally.add((u64::from(run) << 32 | u64::from(own)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+    }
+    tally.entries()
 }
 
 /// Inverse document frequencies, learned from the training prompts. 0 where a bucket is too rare to mean anything.
-pub fn rarity<'t>(texts: impl Iterator<Item = &'t str>) -> Vec<f32> {
-    let mut frequency: HashMap<u32, u32> = HashMap::new();
+pub fn rarity<'t>(grain: Grain, texts: impl Iterator<Item = &'t str>) -> Vec<f32> {
+    let mut frequency = vec![0_u32; BUCKETS];
     let mut count = 0_u32;
     for text in texts {
         count += 1;
-        for (bucket, _) in buckets(text) {
-            *frequency.entry(bucket).or_default() += 1;
+        for (bucket, _) in grain.buckets(text) {
+            frequency[bucket as usize] += 1;
         }
     }
-    let mut rarity = vec![0.0; BUCKETS];
-    for (bucket, documents) in frequency {
-        if documents >= 2 {
-            rarity[bucket as usize] = 1.0 + ((1.0 + count as f32) / (1.0 + documents as f32)).ln();
-        }
-    }
-    rarity
+    let rarity = |documents: u32| match documents {
+        0 | 1 => 0.0,
+        _ => 1.0 + ((1.0 + count as f32) / (1.0 + documents as f32)).ln(),
+    };
+    frequency.into_iter().map(rarity).collect()
 }
 
-/// The weighted vector of one prompt and the share of its tokens' mass that training had seen, 0 … 1.
+/// A vector of unit length, `(1 + ln count) · rarity` in each bucket.
+#[derive(Clone, Debug)]
 pub struct Sparse {
     pub entries: Vec<(u32, f32)>,
 }
 
+/// `1 + ln count` of the counts that nearly always occur.
+static DAMPED: std::sync::LazyLock<[f32; 64]> =
+    std::sync::LazyLock::new(|| std::array::from_fn(|count| 1.0 + (count.max(1) as f32).ln()));
+
 impl Sparse {
-    /// `(1 + ln count) · rarity`, scaled to unit length.
-    pub fn of(text: &str, rarity: &[f32]) -> Self {
-        let mut entries: Vec<(u32, f32)> = buckets(text)
+    pub fn of(grain: Grain, text: &str, rarity: &[f32]) -> Self {
+        let damped = |count: u16| {
+            let known = DAMPED.get(usize::from(count)).copied();
+            known.unwrap_or_else(|| 1.0 + f32::from(count).ln())
+        };
+        let mut entries: Vec<(u32, f32)> = grain
+            .buckets(text)
             .into_iter()
             .filter_map(|(bucket, count)| {
                 let weight = rarity.get(bucket as usize).copied().unwrap_or_default();
-                (weight > 0.0).then(|| (bucket, (1.0 + (count as f32).ln()) * weight))
+                (weight > 0.0).then(|| (bucket, damped(count) * weight))
             })
             .collect();
         let length = entries.iter().map(|(_, weight)| weight * weight).sum::<f32>().sqrt();
@@ -136,5 +196,46 @@ impl Sparse {
             entries.iter_mut().for_each(|(_, weight)| *weight /= length);
         }
         Self { entries }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn kinds(text: &str) -> Vec<(TokenKind, &str)> {
+        tokens(text).map(|token| (token.kind, token.text)).collect()
+    }
+
+    #[test]
+    fn tokens_are_words_numbers_and_symbols() {
+        use TokenKind::{Number, Symbol, Word};
+        let expected =
+            [(Word, "x_1"), (Symbol, "="), (Number, "1,250.5"), (Symbol, "."), (Word, "Größe"), (Symbol, "€")];
+        assert_eq!(kinds("x_1 = 1,250.5. Größe €"), expected);
+    }
+
+    #[test]
+    fn case_and_the_value_of_a_number_do_not_matter_to_words() {
+        assert_eq!(words("Has 12 Apples"), words("has 37 apples"));
+        assert_ne!(words("has 12 apples"), words("has 1200 apples"));
+        assert_eq!(letters("a  b\n\nc"), letters("A b c"));
+    }
+
+    proptest! {
+        #[test]
+        fn vectors_have_unit_length_and_each_bucket_once(text in any::<String>()) {
+            for grain in [Grain::Words, Grain::Letters] {
+                let rarity = rarity(grain, [text.as_str(), text.as_str()].into_iter());
+                let entries = Sparse::of(grain, &text, &rarity).entries;
+                let length: f32 = entries.iter().map(|(_, weight)| weight * weight).sum();
+                prop_assert!(entries.is_empty() || (length - 1.0).abs() < 1e-3);
+                let mut seen: Vec<u32> = entries.iter().map(|(bucket, _)| *bucket).collect();
+                seen.sort_unstable();
+                seen.dedup();
+                prop_assert_eq!(seen.len(), entries.len());
+            }
+        }
     }
 }
