@@ -47,6 +47,9 @@ pub struct EvalArguments {
     /// Where predictions go, a JSON object a line.
     #[arg(long)]
     out: PathBuf,
+    /// Also write the numbers that the predictor saw, as `policy train --from` reads them.
+    #[arg(long)]
+    features: Option<PathBuf>,
     /// A model file. Without it: the shipped one that was trained without rows marked `dev` if there are any.
     #[arg(long)]
     model: Option<PathBuf>,
@@ -79,6 +82,9 @@ pub fn eval(arguments: &EvalArguments, out: &mut dyn Write) -> anyhow::Result<()
     let predictions: Vec<Prediction> = rows.iter().map(|row| predictor.predict(&row.question())).collect();
     let unfamiliar = predictions.iter().filter(|p| p.familiarity < arguments.familiarity).count();
     writeln!(out, "{} prompts, {unfamiliar} of them unfamiliar; {}", rows.len(), predictor.model().about)?;
+    if let Some(path) = &arguments.features {
+        write_features(path, &rows, &predictions)?;
+    }
     if let (Some(weak), Some(strong)) = (&arguments.weak, &arguments.strong) {
         return pair(arguments, out, &Pair { predictor: &predictor, rows: &rows, predictions: &predictions, weak, strong });
     }
@@ -97,6 +103,19 @@ fn predictor(arguments: &EvalArguments, rows: &[Row]) -> anyhow::Result<Predicto
         None if rows.iter().any(|row| row.split == "dev") => Predictor::load(FOR_EVALUATION)?,
         None => Predictor::load(SHIPPED)?,
     })
+}
+
+fn write_features(path: &std::path::Path, rows: &[Row], predictions: &[Prediction]) -> anyhow::Result<()> {
+    let mut file = create(path)?;
+    for (row, prediction) in rows.iter().zip(predictions) {
+        let outcomes: serde_json::Map<String, serde_json::Value> =
+            row.outcomes.iter().map(|(model, o)| (model.clone(), json!({"correct": o.correct}))).collect();
+        let line = json!({"id": row.id, "workflow": row.domain(), "group": row.group(), "split": row.split,
+            "features": prediction.features, "outcomes": outcomes});
+        writeln!(file, "{line}")?;
+    }
+    file.flush()?;
+    Ok(())
 }
 
 /// A column of the predictor, or a hint which there are.

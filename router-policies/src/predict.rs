@@ -8,6 +8,7 @@
 //! What prompts tell about models is little and mostly their domain (see `model/README.md`). So the predictor is small,
 //! says how unsure it is, and leaves the last word to the outcomes that users report.
 
+pub mod correction;
 mod draws;
 mod family;
 pub mod features;
@@ -47,7 +48,7 @@ pub struct Predictor {
 }
 
 /// P(success) with its standard error, both 0 … 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Success {
     pub p: f32,
     pub error: f32,
@@ -58,6 +59,8 @@ pub struct Success {
 pub struct Prediction {
     /// By column of the model; None where that model was never recorded on prompts of this kind.
     pub columns: Vec<Option<Success>>,
+    /// P(success) before it is held within 0 … 1, by column: what to compare models by.
+    pub leanings: Vec<Option<f32>>,
     /// Expected characters of the visible answer, by column.
     pub output_characters: Vec<Option<f32>>,
     /// 0 … 1; a half where 1 % of the training prompts were as odd. Below a half, do not rely on the rest.
@@ -69,8 +72,8 @@ pub struct Prediction {
 impl Prediction {
     /// How much likelier the strong column is to be right than the weak one; 0 where either is unknown.
     pub fn gain(&self, weak: usize, strong: usize) -> f64 {
-        let p = |column: usize| self.columns.get(column).copied().flatten().map(|success| f64::from(success.p));
-        p(strong).zip(p(weak)).map_or(0.0, |(strong, weak)| strong - weak)
+        let leaning = |column: usize| self.leanings.get(column).copied().flatten().map(f64::from);
+        leaning(strong).zip(leaning(weak)).map_or(0.0, |(strong, weak)| strong - weak)
     }
 }
 
@@ -123,6 +126,7 @@ impl Predictor {
         let surest = shares.iter().copied().fold(0.0, f32::max);
         let mut prediction = Prediction {
             columns: vec![None; model.columns.len()],
+            leanings: vec![None; model.columns.len()],
             output_characters: vec![None; model.columns.len()],
             familiarity: if fits { model.likeness.familiarity(nearest, surest) } else { 0.0 },
             features: Vec::new(),
@@ -151,23 +155,23 @@ fn blend(prediction: &mut Prediction, weight: &mut [f32], gate: f32, view: &Fami
     }
     let answer = view.family.answer(view.features, view.shares);
     let lengths = view.family.output_characters(view.shares);
-    let columns = view.family.columns.iter().map(|at| usize::from(*at));
-    for (at, column) in columns.enumerate() {
-        let (Some(p), Some(error)) = (answer.success.get(at), answer.error.get(at)) else { continue };
-        let (Some(slot), Some(total)) = (prediction.columns.get_mut(column), weight.get_mut(column)) else { continue };
-        *total += gate;
-        let share = gate / *total;
-        let before = slot.unwrap_or(Success { p: 0.0, error: 0.0 });
-        *slot = Some(Success {
-            p: before.p + share * (p - before.p),
-            error: before.error + share * (error - before.error),
-        });
-        if let (Some(length), Some(slot)) = (lengths.get(at).copied().flatten(), prediction.output_characters.get_mut(column)) {
-            let before = slot.unwrap_or(length);
-            *slot = Some(before + share * (length - before));
+    for (at, column) in view.family.columns.iter().map(|at| usize::from(*at)).enumerate() {
+        weight[column] += gate;
+        let share = gate / weight[column];
+        let mix = |slot: &mut Option<f32>, value: f32| *slot = Some(slot.map_or(value, |old| old + share * (value - old)));
+        mix(&mut prediction.leanings[column], answer.leaning[at]);
+        if let Some(length) = lengths[at] {
+            mix(&mut prediction.output_characters[column], length);
         }
+        let mut error = prediction.columns[column].map(|success| success.error);
+        mix(&mut error, answer.error[at]);
+        let p = prediction.leanings[column].unwrap_or(0.5).clamp(LEAST, 1.0 - LEAST);
+        prediction.columns[column] = error.map(|error| Success { p, error });
     }
 }
+
+/// No prompt is certain to be answered rightly or wrongly.
+const LEAST: f32 = 0.005;
 
 /// What the predictor says of a class of backends.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -308,7 +308,7 @@ fn loss(rows: &Rows, held_out: &[Held], shares: [f32; 3]) -> f64 {
         for column in 0..rows.columns.len() {
             if let Some(value) = rows.value(row, column) {
                 let parts = held.parts.iter().zip(shares);
-                let mixed: f32 = parts.map(|(part, share)| share * part[column].clamp(0.0, 1.0)).sum();
+                let mixed: f32 = parts.map(|(part, share)| share * part[column]).sum();
                 let error = f64::from(value - mixed);
                 sum += error;
                 squares += error * error;

@@ -179,9 +179,12 @@ pub struct Family {
     pub lengths: Vec<Vec<Option<f32>>>,
 }
 
-/// P(success) by column of a family, with the standard error of that probability.
+/// By column of a family.
+#[derive(Clone, Debug, Default)]
 pub struct Answer {
-    pub success: Vec<f32>,
+    /// The mixture as it comes. A line may leave 0 … 1, where it still tells which prompt is the easier.
+    pub leaning: Vec<f32>,
+    /// Standard error of P(success).
     pub error: Vec<f32>,
 }
 
@@ -239,13 +242,14 @@ impl Family {
     pub fn answer(&self, row: &[f32], domains: &[f32]) -> Answer {
         let parts = self.parts(row, domains);
         let rows: u32 = self.rates.iter().map(|(_, rows)| rows).sum();
-        let mut answer = Answer { success: Vec::new(), error: Vec::new() };
+        let mut answer = Answer::default();
         for (at, spread) in parts.spread.iter().enumerate() {
-            let opinions = parts.by_part.iter().zip(self.mixture).map(|(part, share)| (part[at].clamp(0.0, 1.0), share));
-            let success: f32 = opinions.clone().map(|(p, share)| p * share).sum();
-            let disagreement: f32 = opinions.map(|(p, share)| share * (p - success).powi(2)).sum();
-            let sampling = success * (1.0 - success) / rows.max(1) as f32;
-            answer.success.push(success.clamp(0.005, 0.995));
+            let opinions = parts.by_part.iter().zip(self.mixture).map(|(part, share)| (part[at], share));
+            let leaning: f32 = opinions.clone().map(|(p, share)| p * share).sum();
+            let disagreement: f32 = opinions.map(|(p, share)| share * (p - leaning).powi(2)).sum();
+            let p = leaning.clamp(0.02, 0.98);
+            let sampling = p * (1.0 - p) / rows.max(1) as f32;
+            answer.leaning.push(leaning);
             answer.error.push((disagreement + spread.powi(2) + sampling).sqrt());
         }
         answer
