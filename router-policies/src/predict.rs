@@ -243,6 +243,8 @@ fn check(model: &Model) -> Result<(), LoadError> {
     for family in &model.families {
         let columns = family.columns.len();
         let fits = family.slopes.len() == columns
+            && family.direct.len() == columns
+            && family.mixture.len() == columns
             && family.rates.len() == family.domains.len()
             && family.rates.iter().all(|(rates, _)| rates.len() == columns)
             && family.lengths.len() == columns

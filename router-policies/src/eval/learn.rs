@@ -95,16 +95,11 @@ pub fn train(arguments: &TrainArguments, out: &mut dyn Write) -> anyhow::Result<
     }
     let model = learning::train(&examples, columns, arguments.recipe())?;
     for family in &model.families {
-        writeln!(
-            out,
-            "family of {} domains and {} models: mixture of ease {:.2} (letters {:.2}), forest {:.2}, rates {:.2}",
-            family.domains.len(),
-            family.columns.len(),
-            family.mixture[0],
-            family.letters.map_or(0.0, |(_, share)| share),
-            family.mixture[1],
-            family.mixture[2]
-        )?;
+        writeln!(out, "family of {} domains; mixture of ease, direct, forest, rates:", family.domains.len())?;
+        for (at, mixture) in family.columns.iter().zip(&family.mixture) {
+            let name = model.columns.get(usize::from(*at)).map_or("?", |column| &column.model);
+            writeln!(out, "  {name:<30} {mixture:.1?}")?;
+        }
     }
     writeln!(out, "{}", model.about)?;
     write_model(arguments, Predictor::new(model)?, out)

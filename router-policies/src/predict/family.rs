@@ -1,18 +1,19 @@
-//! Fitting one family: three estimators of P(success) for each of its models, and their mixture.
+//! Fitting one family: four estimators of P(success) for each of its models, and their mixture.
 //!
 //! Owns: the estimators' training and the choice of the mixture on held-out rows. Refuses to know: texts, files.
 //! Invariants: the mixture and the slopes are chosen on rows left out of the fit that they judge.
 //!
 //! Most of what a prompt tells about a model is how hard it is for models in general. So all recorded outcomes of a
 //! prompt are first averaged into one number, its ease, far less noisy than any single outcome, and one line predicts
-//! it; each model then gets its own response to ease. The other estimators look for jumps and interactions (forest) and
-//! at the domain alone (rates).
+//! it; each model then gets its own response to ease. The other estimators look at each model alone (direct), for jumps
+//! and interactions (forest) and at the domain (rates). Models recorded on the same prompts share one mixture, so that
+//! their differences are compared on one footing.
 
 use super::draws::Draws;
 use super::features;
 use super::forest::{Forest, Growth};
 use super::linear::ridge;
-use super::model::{Family, Scale, mean};
+use super::model::{Family, PARTS, Scale, dot, mean};
 use super::train::{Example, Outcome, Recipe};
 
 /// Outcomes of one family's rows.
@@ -152,7 +153,7 @@ struct Held {
     by_line: f32,
     /// A deviation from the mean.
     by_letters: f32,
-    parts: [Vec<f32>; 3],
+    parts: [Vec<f32>; PARTS],
 }
 
 impl Held {
@@ -191,9 +192,10 @@ fn estimators(rows: &Rows, inputs: &Inputs, ease: &[f32], keep: &[usize], recipe
         letters: None,
         ease_mean,
         slopes: vec![(ease_mean, 1.0); rows.columns.len()],
+        direct: direct(rows, &counted, keep, recipe.direct_penalty),
         forest: Forest::grow(&scaled, &filled(rows, ease, keep), growth),
         rates: rates(rows, keep),
-        mixture: [1.0 / 3.0; 3],
+        mixture: vec![[1.0 / PARTS as f32; PARTS]; rows.columns.len()],
         lengths: lengths(rows, keep),
         scale,
     }
@@ -221,6 +223,26 @@ fn filled(rows: &Rows, ease: &[f32], keep: &[usize]) -> Vec<Vec<f32>> {
         (0..rows.columns.len()).map(|c| rows.value(*row, c).unwrap_or_else(|| fill(*row, c))).collect()
     };
     keep.iter().map(of_row).collect()
+}
+
+/// A line and a constant for each column.
+fn direct(rows: &Rows, counted: &[Vec<f32>], keep: &[usize], penalty: f64) -> Vec<(Vec<f32>, f32)> {
+    let of = |column: usize| {
+        let known: Vec<(usize, f32)> =
+            keep.iter().enumerate().filter_map(|(at, row)| Some((at, rows.value(*row, column)?))).collect();
+        let values: Vec<f32> = known.iter().map(|(_, value)| *value).collect();
+        let own: Vec<Vec<f32>> = known.iter().map(|(at, _)| counted[*at].clone()).collect();
+        // The rows of one column need not be centred where the family is.
+        let centre = Scale::of(&own).mean;
+        let middle = mean(&values);
+        let off: Vec<Vec<f32>> =
+            own.iter().map(|row| row.iter().zip(&centre).map(|(value, mean)| value - mean).collect()).collect();
+        let targets: Vec<Vec<f32>> = values.iter().map(|value| vec![value - middle]).collect();
+        let line: Vec<f32> = ridge(&off, &targets, &vec![1.0; off.len()], penalty).into_iter().flatten().collect();
+        let constant = middle - dot(&line, &centre);
+        (line, constant)
+    };
+    (0..rows.columns.len()).map(of).collect()
 }
 
 fn rates(rows: &Rows, keep: &[usize]) -> Vec<(Vec<f32>, u32)> {
@@ -281,34 +303,58 @@ fn slopes(rows: &Rows, eases: &[f32]) -> Vec<(f32, f32)> {
     (0..rows.columns.len()).map(fit).collect()
 }
 
-/// The shares under which held-out outcomes, and their differences within a row, are predicted best.
-fn mixture(rows: &Rows, mut held_out: Vec<Held>, eases: &[f32], family: &Family) -> [f32; 3] {
+/// By column: the shares under which held-out outcomes, and their differences within a row, are predicted best.
+fn mixture(rows: &Rows, mut held_out: Vec<Held>, eases: &[f32], family: &Family) -> Vec<[f32; PARTS]> {
     for (held, ease) in held_out.iter_mut().zip(eases) {
         held.parts[0] = family.slopes.iter().map(|(at_mean, slope)| at_mean + slope * ease).collect();
     }
-    const STEPS: usize = 20;
-    let mut best = (f64::MAX, [1.0 / 3.0; 3]);
-    for a in 0..=STEPS {
-        for b in 0..=STEPS - a {
-            let shares = [a, b, STEPS - a - b].map(|steps| steps as f32 / STEPS as f32);
-            let loss = loss(rows, &held_out, shares);
-            if loss < best.0 {
-                best = (loss, shares);
-            }
+    let mut mixture = family.mixture.clone();
+    for group in recorded_together(rows) {
+        let best = candidates()
+            .map(|shares| (loss(rows, &held_out, &group, shares), shares))
+            .fold((f64::MAX, [0.0; PARTS]), |best, next| if next.0 < best.0 { next } else { best });
+        group.iter().for_each(|column| mixture[*column] = best.1);
+    }
+    mixture
+}
+
+/// All mixtures in tenths.
+fn candidates() -> impl Iterator<Item = [f32; PARTS]> {
+    const STEPS: usize = 10;
+    let triples = (0..=STEPS).flat_map(|a| (0..=STEPS - a).map(move |b| (a, b)));
+    triples.flat_map(|(a, b)| {
+        (0..=STEPS - a - b).map(move |c| [a, b, c, STEPS - a - b - c].map(|steps| steps as f32 / STEPS as f32))
+    })
+}
+
+/// Columns by the rows on which they were recorded.
+fn recorded_together(rows: &Rows) -> Vec<Vec<usize>> {
+    let pattern = |column: usize| rows.outcomes.iter().map(|row| row[column].is_some()).collect::<Vec<bool>>();
+    let mut groups: Vec<(Vec<bool>, Vec<usize>)> = Vec::new();
+    for column in 0..rows.columns.len() {
+        let own = pattern(column);
+        // A few gaps do not make another recording.
+        let alike = |other: &[bool]| {
+            let differing = own.iter().zip(other).filter(|(a, b)| a != b).count();
+            20 * differing <= own.len()
+        };
+        match groups.iter_mut().find(|(other, _)| alike(other)) {
+            Some((_, group)) => group.push(column),
+            None => groups.push((own, vec![column])),
         }
     }
-    best.1
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 /// Squared error of the outcomes' differences from their row's mean, plus a tenth of the error of the means.
-fn loss(rows: &Rows, held_out: &[Held], shares: [f32; 3]) -> f64 {
+fn loss(rows: &Rows, held_out: &[Held], group: &[usize], shares: [f32; PARTS]) -> f64 {
     let mut total = 0.0;
     for (row, held) in held_out.iter().enumerate() {
         let (mut sum, mut squares, mut count) = (0.0_f64, 0.0_f64, 0.0_f64);
-        for column in 0..rows.columns.len() {
-            if let Some(value) = rows.value(row, column) {
+        for column in group {
+            if let Some(value) = rows.value(row, *column) {
                 let parts = held.parts.iter().zip(shares);
-                let mixed: f32 = parts.map(|(part, share)| share * part[column]).sum();
+                let mixed: f32 = parts.map(|(part, share)| share * part[*column]).sum();
                 let error = f64::from(value - mixed);
                 sum += error;
                 squares += error * error;

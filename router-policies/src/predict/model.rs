@@ -5,7 +5,7 @@
 //!
 //! Two stages. *Text*: hashed words → one score per domain of the training data and a few of outcome; hashed letters →
 //! one score of ease per family; both linear. *Families*: counted features and those scores together (the dense vector)
-//! → P(success) of each recorded model, by three small estimators whose mixture was chosen on prompts left out of their
+//! → P(success) of each recorded model, by four small estimators whose mixture was chosen on prompts left out of their
 //! training. A family is a set of domains on which the same models were recorded. A prompt belongs to the families
 //! whose domains it resembles.
 
@@ -170,11 +170,13 @@ pub struct Family {
     pub ease_mean: f32,
     /// By column: P at mean ease and its change with ease.
     pub slopes: Vec<(f32, f32)>,
+    /// A line of counted features for each column alone, and its constant.
+    pub direct: Vec<(Vec<f32>, f32)>,
     pub forest: Forest,
     /// Domains × columns, and the rows behind each.
     pub rates: Vec<(Vec<f32>, u32)>,
-    /// Shares of ease, forest and rates in the mixture.
-    pub mixture: [f32; 3],
+    /// By column: shares of ease, direct, forest and rates in the mixture.
+    pub mixture: Vec<[f32; PARTS]>,
     /// By column and domain: ln(1 + output characters), where recorded.
     pub lengths: Vec<Vec<Option<f32>>>,
 }
@@ -188,9 +190,12 @@ pub struct Answer {
     pub error: Vec<f32>,
 }
 
-/// One estimator's P(success) by column, and of the ease its disagreement among replicates.
+/// Ease, direct, forest, rates.
+pub const PARTS: usize = 4;
+
+/// Each estimator's P(success) by column, and of the ease its disagreement among replicates.
 pub struct Parts {
-    pub by_part: [Vec<f32>; 3],
+    pub by_part: [Vec<f32>; PARTS],
     pub spread: Vec<f32>,
 }
 
@@ -217,6 +222,7 @@ impl Family {
         Parts {
             by_part: [
                 self.slopes.iter().map(|(at_mean, slope)| at_mean + slope * ease).collect(),
+                self.direct.iter().map(|(line, constant)| constant + dot(line, &scaled)).collect(),
                 self.forest.ask(&scaled),
                 rates,
             ],
@@ -243,8 +249,8 @@ impl Family {
         let parts = self.parts(row, domains);
         let rows: u32 = self.rates.iter().map(|(_, rows)| rows).sum();
         let mut answer = Answer::default();
-        for (at, spread) in parts.spread.iter().enumerate() {
-            let opinions = parts.by_part.iter().zip(self.mixture).map(|(part, share)| (part[at], share));
+        for (at, (spread, mixture)) in parts.spread.iter().zip(&self.mixture).enumerate() {
+            let opinions = parts.by_part.iter().zip(mixture).map(|(part, share)| (part[at], share));
             let leaning: f32 = opinions.clone().map(|(p, share)| p * share).sum();
             let disagreement: f32 = opinions.map(|(p, share)| share * (p - leaning).powi(2)).sum();
             let p = leaning.clamp(0.02, 0.98);

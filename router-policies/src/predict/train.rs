@@ -42,6 +42,7 @@ pub struct Recipe {
     pub steps: usize,
     /// For standardised features, whatever the number of rows.
     pub ease_penalty: f64,
+    pub direct_penalty: f64,
     pub replicates: usize,
     pub trees: usize,
     pub leaf: usize,
@@ -57,6 +58,7 @@ impl Default for Recipe {
             letters_share: 0.25,
             steps: 15,
             ease_penalty: 1000.0,
+            direct_penalty: 1000.0,
             replicates: 8,
             trees: 100,
             leaf: 15,
