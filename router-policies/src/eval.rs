@@ -23,8 +23,6 @@ pub use learn::{TrainArguments, train};
 
 /// Trained on the rows marked `train` alone.
 const FOR_EVALUATION: &[u8] = include_bytes!("../model/evaluation.bin");
-/// Trained on `train` and `dev`.
-const SHIPPED: &[u8] = include_bytes!("../model/predictor.bin");
 
 /// Predict for recorded prompts which model is worth choosing, and compare with what happened.
 #[derive(Args, Debug)]
@@ -68,9 +66,12 @@ pub struct EvalArguments {
     /// Below this familiarity the prompt is answered by the route's default.
     #[arg(long, default_value_t = 0.5)]
     familiarity: f32,
-    /// What is believed of unfamiliar prompts: P(success) of cheap, local, frontier, thinking.
-    #[arg(long, value_delimiter = ',', default_value = "0.80,0.70,0.88,0.93")]
+    /// What is believed of unfamiliar prose: P(success) of cheap, local, frontier, thinking models.
+    #[arg(long, value_delimiter = ',', default_value = "0.90,0.80,0.93,0.93")]
     priors: Vec<f64>,
+    /// What is believed of unfamiliar code and mathematics, in the same order.
+    #[arg(long, value_delimiter = ',', default_value = "0.80,0.65,0.86,0.93")]
+    formal_priors: Vec<f64>,
 }
 
 pub fn eval(arguments: &EvalArguments, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -79,14 +80,35 @@ pub fn eval(arguments: &EvalArguments, out: &mut dyn Write) -> anyhow::Result<()
         rows.retain(|row| arguments.only.contains(&row.domain()));
     }
     let predictor = predictor(arguments, &rows)?;
-    let predictions: Vec<Prediction> = rows.iter().map(|row| predictor.predict(&row.question())).collect();
-    let unfamiliar = predictions.iter().filter(|p| p.familiarity < arguments.familiarity).count();
-    writeln!(out, "{} prompts, {unfamiliar} of them unfamiliar; {}", rows.len(), predictor.model().about)?;
+    let predictions: Vec<Prediction> = rows
+        .iter()
+        .map(|row| predictor.predict(&row.question()))
+        .collect();
+    let unfamiliar = predictions
+        .iter()
+        .filter(|p| p.familiarity < arguments.familiarity)
+        .count();
+    writeln!(
+        out,
+        "{} prompts, {unfamiliar} of them unfamiliar; {}",
+        rows.len(),
+        predictor.model().about
+    )?;
     if let Some(path) = &arguments.features {
         write_features(path, &rows, &predictions)?;
     }
     if let (Some(weak), Some(strong)) = (&arguments.weak, &arguments.strong) {
-        return pair(arguments, out, &Pair { predictor: &predictor, rows: &rows, predictions: &predictions, weak, strong });
+        return pair(
+            arguments,
+            out,
+            &Pair {
+                predictor: &predictor,
+                rows: &rows,
+                predictions: &predictions,
+                weak,
+                strong,
+            },
+        );
     }
     if arguments.models.len() < 2 {
         bail!("nothing to compare: give --weak and --strong, or --models with two names or more");
@@ -101,15 +123,18 @@ fn predictor(arguments: &EvalArguments, rows: &[Row]) -> anyhow::Result<Predicto
             Predictor::load(&bytes).with_context(|| path.display().to_string())?
         }
         None if rows.iter().any(|row| row.split == "dev") => Predictor::load(FOR_EVALUATION)?,
-        None => Predictor::load(SHIPPED)?,
+        None => Predictor::shipped()?,
     })
 }
 
 fn write_features(path: &std::path::Path, rows: &[Row], predictions: &[Prediction]) -> anyhow::Result<()> {
     let mut file = create(path)?;
     for (row, prediction) in rows.iter().zip(predictions) {
-        let outcomes: serde_json::Map<String, serde_json::Value> =
-            row.outcomes.iter().map(|(model, o)| (model.clone(), json!({"correct": o.correct}))).collect();
+        let outcomes: serde_json::Map<String, serde_json::Value> = row
+            .outcomes
+            .iter()
+            .map(|(model, o)| (model.clone(), json!({"correct": o.correct})))
+            .collect();
         let line = json!({"id": row.id, "workflow": row.domain(), "group": row.group(), "split": row.split,
             "features": prediction.features, "outcomes": outcomes});
         writeln!(file, "{line}")?;
@@ -121,10 +146,17 @@ fn write_features(path: &std::path::Path, rows: &[Row], predictions: &[Predictio
 /// A column of the predictor, or a hint which there are.
 fn column(predictor: &Predictor, model: &str) -> anyhow::Result<usize> {
     let known = || {
-        let names: BTreeSet<&str> = predictor.model().columns.iter().map(|c| c.model.as_str()).collect();
+        let names: BTreeSet<&str> = predictor
+            .model()
+            .columns
+            .iter()
+            .map(|c| c.model.as_str())
+            .collect();
         names.into_iter().collect::<Vec<_>>().join(", ")
     };
-    predictor.column(model).with_context(|| format!("the predictor knows no model `{model}`; it knows {}", known()))
+    predictor
+        .column(model)
+        .with_context(|| format!("the predictor knows no model `{model}`; it knows {}", known()))
 }
 
 struct Pair<'a> {
@@ -136,7 +168,10 @@ struct Pair<'a> {
 }
 
 fn pair(arguments: &EvalArguments, out: &mut dyn Write, pair: &Pair<'_>) -> anyhow::Result<()> {
-    let (weak, strong) = (column(pair.predictor, pair.weak)?, column(pair.predictor, pair.strong)?);
+    let (weak, strong) = (
+        column(pair.predictor, pair.weak)?,
+        column(pair.predictor, pair.strong)?,
+    );
     let mut file = create(&arguments.out)?;
     let mut scored = Vec::new();
     for (row, prediction) in pair.rows.iter().zip(pair.predictions) {
@@ -145,16 +180,30 @@ fn pair(arguments: &EvalArguments, out: &mut dyn Write, pair: &Pair<'_>) -> anyh
         if let (Some(a), Some(b)) = (row.outcomes.get(pair.weak), row.outcomes.get(pair.strong))
             && row.split == arguments.split
         {
-            scored.push(Scored { score, gain: f64::from(b.correct) - f64::from(a.correct) });
+            scored.push(Scored {
+                score,
+                gain: f64::from(b.correct) - f64::from(a.correct),
+            });
         }
     }
     file.flush()?;
     if scored.is_empty() {
-        writeln!(out, "no row of split {} has both models recorded", arguments.split)?;
+        writeln!(
+            out,
+            "no row of split {} has both models recorded",
+            arguments.split
+        )?;
         return Ok(());
     }
     let apgr = judge::apgr(&scored);
-    writeln!(out, "{} / {}: {} rows of {}, APGR {apgr:.3} (random 0.5)", pair.weak, pair.strong, scored.len(), arguments.split)?;
+    writeln!(
+        out,
+        "{} / {}: {} rows of {}, APGR {apgr:.3} (random 0.5)",
+        pair.weak,
+        pair.strong,
+        scored.len(),
+        arguments.split
+    )?;
     Ok(())
 }
 
@@ -166,12 +215,21 @@ fn by_value(
     predictions: &[Prediction],
 ) -> anyhow::Result<()> {
     let prices = Prices::find(arguments.prices.as_deref(), &arguments.data)?;
-    let columns = arguments.models.iter().map(|m| column(predictor, m)).collect::<anyhow::Result<Vec<usize>>>()?;
-    let [cheap, local, frontier, thinking] = arguments.priors[..] else {
-        bail!("--priors takes four probabilities: of cheap, local, frontier and thinking models");
-    };
+    let columns = arguments
+        .models
+        .iter()
+        .map(|m| column(predictor, m))
+        .collect::<anyhow::Result<Vec<usize>>>()?;
+    let (priors, formal_priors) = (
+        Priors::of(&arguments.priors)?,
+        Priors::of(&arguments.formal_priors)?,
+    );
     let mut multipliers = vec![arguments.hidden];
-    multipliers.extend([Some(0.0), Some(4.0), Some(10.0)].into_iter().filter(|m| *m != arguments.hidden));
+    multipliers.extend(
+        [Some(0.0), Some(4.0), Some(10.0)]
+            .into_iter()
+            .filter(|m| *m != arguments.hidden),
+    );
     let mut file = create(&arguments.out)?;
     for (at, hidden) in multipliers.into_iter().enumerate() {
         let prices = prices.with_hidden(hidden);
@@ -180,7 +238,8 @@ fn by_value(
             columns: &columns,
             models: &arguments.models,
             prices: &prices,
-            priors: Priors { cheap, local, frontier, thinking },
+            priors,
+            formal_priors,
             least_familiarity: arguments.familiarity,
         };
         let chosen: Vec<Vec<usize>> = rows
@@ -200,8 +259,17 @@ fn by_value(
             }
         }
         let name = hidden.map_or("as listed".to_owned(), |hidden| hidden.to_string());
-        writeln!(out, "\nhidden output per visible: {name}; utility in USD per 1,000 prompts")?;
-        let judged = judge::Utility { rows, chosen: &chosen, models: &arguments.models, prices: &prices, split: &arguments.split };
+        writeln!(
+            out,
+            "\nhidden output per visible: {name}; utility in USD per 1,000 prompts"
+        )?;
+        let judged = judge::Utility {
+            rows,
+            chosen: &chosen,
+            models: &arguments.models,
+            prices: &prices,
+            split: &arguments.split,
+        };
         judged.report(&arguments.values, out)?;
     }
     file.flush()?;

@@ -28,12 +28,16 @@ use model::softmax;
 /// The first bytes of a model file; the last of them is the version of the format.
 const MAGIC: &[u8] = b"tollgate-predictor-1\n";
 
+const SHIPPED: &[u8] = include_bytes!("../model/predictor.bin");
+
 /// Divides differences of squared distance between families: below 1 would be surer than a Gaussian.
 const GATE_WIDTH: f32 = 4.0;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("not a predictor model of this version: it should begin with `tollgate-predictor-1`; train it anew with `policy train`")]
+    #[error(
+        "not a predictor model of this version: it should begin with `tollgate-predictor-1`; train it anew with `policy train`"
+    )]
     Format,
     #[error("the predictor model is damaged: {0}")]
     Damaged(#[from] postcard::Error),
@@ -73,7 +77,9 @@ impl Prediction {
     /// How much likelier the strong column is to be right than the weak one; 0 where either is unknown.
     pub fn gain(&self, weak: usize, strong: usize) -> f64 {
         let leaning = |column: usize| self.leanings.get(column).copied().flatten().map(f64::from);
-        leaning(strong).zip(leaning(weak)).map_or(0.0, |(strong, weak)| strong - weak)
+        leaning(strong)
+            .zip(leaning(weak))
+            .map_or(0.0, |(strong, weak)| strong - weak)
     }
 }
 
@@ -87,6 +93,11 @@ impl Predictor {
     pub fn load(bytes: &[u8]) -> Result<Self, LoadError> {
         let body = bytes.strip_prefix(MAGIC).ok_or(LoadError::Format)?;
         Self::new(postcard::from_bytes(body)?)
+    }
+
+    /// The model that is shipped, trained on all recorded prompts.
+    pub fn shipped() -> Result<Self, LoadError> {
+        Self::load(SHIPPED)
     }
 
     /// The model file's bytes.
@@ -119,23 +130,40 @@ impl Predictor {
             features = vec![0.0; expected];
         }
         let (counted, topics) = features.split_at(features::COUNT);
-        let domains = model.likeness.centres.len();
-        let shares = softmax(topics.get(..domains).unwrap_or_default(), model.sharpness);
+        let told = model.topics as usize;
+        let shares = softmax(topics.get(..told).unwrap_or_default(), model.sharpness);
         let distances = model.likeness.distances(counted);
         let nearest = distances.iter().copied().fold(f32::MAX, f32::min);
-        let surest = shares.iter().copied().fold(0.0, f32::max);
+        let told = distances.iter().take(told).any(|distance| *distance <= nearest);
+        let surest = told.then(|| shares.iter().copied().fold(0.0, f32::max));
         let mut prediction = Prediction {
             columns: vec![None; model.columns.len()],
             leanings: vec![None; model.columns.len()],
             output_characters: vec![None; model.columns.len()],
-            familiarity: if fits { model.likeness.familiarity(nearest, surest) } else { 0.0 },
+            familiarity: if fits {
+                model.likeness.familiarity(nearest, surest)
+            } else {
+                0.0
+            },
             features: Vec::new(),
         };
         let mut weight = vec![0.0_f32; model.columns.len()];
         for family in &model.families {
-            let own = family.domains.iter().filter_map(|at| distances.get(usize::from(*at)));
+            let own = family
+                .domains
+                .iter()
+                .filter_map(|at| distances.get(usize::from(*at)));
             let gate = ((nearest - own.copied().fold(f32::MAX, f32::min)) / GATE_WIDTH).exp();
-            blend(&mut prediction, &mut weight, gate, &FamilyView { family, shares: &shares, features: &features });
+            blend(
+                &mut prediction,
+                &mut weight,
+                gate,
+                &FamilyView {
+                    family,
+                    shares: &shares,
+                    features: &features,
+                },
+            );
         }
         prediction.features = features;
         prediction
@@ -158,14 +186,18 @@ fn blend(prediction: &mut Prediction, weight: &mut [f32], gate: f32, view: &Fami
     for (at, column) in view.family.columns.iter().map(|at| usize::from(*at)).enumerate() {
         weight[column] += gate;
         let share = gate / weight[column];
-        let mix = |slot: &mut Option<f32>, value: f32| *slot = Some(slot.map_or(value, |old| old + share * (value - old)));
+        let mix = |slot: &mut Option<f32>, value: f32| {
+            *slot = Some(slot.map_or(value, |old| old + share * (value - old)))
+        };
         mix(&mut prediction.leanings[column], answer.leaning[at]);
         if let Some(length) = lengths[at] {
             mix(&mut prediction.output_characters[column], length);
         }
         let mut error = prediction.columns[column].map(|success| success.error);
         mix(&mut error, answer.error[at]);
-        let p = prediction.leanings[column].unwrap_or(0.5).clamp(LEAST, 1.0 - LEAST);
+        let p = prediction.leanings[column]
+            .unwrap_or(0.5)
+            .clamp(LEAST, 1.0 - LEAST);
         prediction.columns[column] = error.map(|error| Success { p, error });
     }
 }
@@ -197,9 +229,17 @@ impl Predictor {
                 .filter_map(|(_, success)| *success)
                 .collect();
             let success = average(&members)?;
-            let own: Vec<Success> = gains.iter().filter(|(c, _)| *c == class).map(|(_, gain)| *gain).collect();
+            let own: Vec<Success> = gains
+                .iter()
+                .filter(|(c, _)| *c == class)
+                .map(|(_, gain)| *gain)
+                .collect();
             let any: Vec<Success> = gains.iter().map(|(_, gain)| *gain).collect();
-            Some(ClassSuccess { class, success, thinking_gain: average(&own).or_else(|| average(&any)) })
+            Some(ClassSuccess {
+                class,
+                success,
+                thinking_gain: average(&own).or_else(|| average(&any)),
+            })
         };
         BackendClass::ALL.iter().filter_map(|class| of(*class)).collect()
     }
@@ -211,7 +251,10 @@ impl Predictor {
                 let plain = self.column(column.thinks_beyond.as_deref()?)?;
                 let plain = (*prediction.columns.get(plain)?)?;
                 let thinking = (*thinking)?;
-                let gain = Success { p: thinking.p - plain.p, error: thinking.error.hypot(plain.error) };
+                let gain = Success {
+                    p: thinking.p - plain.p,
+                    error: thinking.error.hypot(plain.error),
+                };
                 Some((column.class, gain))
             })
             .collect()
@@ -230,12 +273,21 @@ fn average(members: &[Success]) -> Option<Success> {
 /// Everything that the arithmetic takes for granted.
 fn check(model: &Model) -> Result<(), LoadError> {
     let domains = model.likeness.centres.len();
+    let counted = features::COUNT;
     let wrong = |what| Err(LoadError::Shape(what));
     let linear = |part: &model::Linear| {
         part.bias.len() == part.step.len() && part.weights.len() == part.rarity.len() * part.step.len()
     };
-    if !linear(&model.words) || !linear(&model.letters) || domains > model.words.step.len() {
+    if !linear(&model.words)
+        || !linear(&model.letters)
+        || model.topics as usize > domains.min(model.words.step.len())
+    {
         return wrong("text");
+    }
+    let likeness = &model.likeness;
+    let square = likeness.lower.len() == counted && likeness.lower.iter().all(|row| row.len() == counted);
+    if !square || likeness.centres.iter().any(|centre| centre.len() != counted) {
+        return wrong("likeness");
     }
     if model.likeness.tail.len() != model::SHARES.len() || model.likeness.doubt.len() != model::SHARES.len() {
         return wrong("likeness");
@@ -248,7 +300,10 @@ fn check(model: &Model) -> Result<(), LoadError> {
             && family.rates.len() == family.domains.len()
             && family.rates.iter().all(|(rates, _)| rates.len() == columns)
             && family.lengths.len() == columns
-            && family.columns.iter().all(|at| usize::from(*at) < model.columns.len())
+            && family
+                .columns
+                .iter()
+                .all(|at| usize::from(*at) < model.columns.len())
             && family.domains.iter().all(|at| usize::from(*at) < domains)
             && family.forest.fits(columns);
         if !fits {
@@ -257,3 +312,6 @@ fn check(model: &Model) -> Result<(), LoadError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

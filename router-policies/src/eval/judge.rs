@@ -27,7 +27,11 @@ pub(super) fn apgr(rows: &[Scored]) -> f64 {
         area += tied.len() as f64 * (before + after) / 2.0;
         before = after;
     }
-    if total > 0.0 { area / rows.len() as f64 / total } else { f64::NAN }
+    if total > 0.0 {
+        area / rows.len() as f64 / total
+    } else {
+        f64::NAN
+    }
 }
 
 pub(super) struct Utility<'a> {
@@ -51,14 +55,22 @@ impl Utility<'_> {
             })
             .collect();
         if judged.is_empty() {
-            writeln!(out, "no row of split {} has all of the models recorded", self.split)?;
+            writeln!(
+                out,
+                "no row of split {} has all of the models recorded",
+                self.split
+            )?;
             return Ok(());
         }
         write!(out, "{:>9}", "value")?;
         for model in self.models {
             write!(out, "  {:>14.14}", format!("always {model}"))?;
         }
-        writeln!(out, "  {:>9}  {:>8} {:<20}  {:>9}  {:>8}  chosen", "policy", "lead", "[95 %]", "oracle", "of room")?;
+        writeln!(
+            out,
+            "  {:>9}  {:>8} {:<20}  {:>9}  {:>8}  chosen",
+            "policy", "lead", "[95 %]", "oracle", "of room"
+        )?;
         for (at, value) in values.iter().enumerate() {
             self.line(&judged, at, value, out)?;
         }
@@ -70,28 +82,42 @@ impl Utility<'_> {
         let mut utilities: Vec<Vec<f64>> = Vec::new();
         for row in judged.iter().map(|row| &self.rows[*row]) {
             let of = |model: &String| {
-                let right = row.outcomes.get(model).is_some_and(|outcome| outcome.correct == 1);
+                let right = row
+                    .outcomes
+                    .get(model)
+                    .is_some_and(|outcome| outcome.correct == 1);
                 anyhow::Ok(1e3 * (if right { worth } else { 0.0 } - self.prices.cost(row, model)?))
             };
             utilities.push(self.models.iter().map(of).collect::<anyhow::Result<_>>()?);
         }
         let count = judged.len() as f64;
         let mean = |of: &dyn Fn(usize) -> f64| (0..judged.len()).map(of).sum::<f64>() / count;
-        let always: Vec<f64> = (0..self.models.len()).map(|model| mean(&|row| utilities[row][model])).collect();
-        let best = (0..always.len()).fold(0, |best, model| if always[model] > always[best] { model } else { best });
+        let always: Vec<f64> = (0..self.models.len())
+            .map(|model| mean(&|row| utilities[row][model]))
+            .collect();
+        let best = (0..always.len()).fold(
+            0,
+            |best, model| if always[model] > always[best] { model } else { best },
+        );
         let choice = |row: usize| self.chosen[judged[row]][at];
         let policy = mean(&|row| utilities[row][choice(row)]);
         let oracle = mean(&|row| utilities[row].iter().copied().fold(f64::MIN, f64::max));
-        let lead: Vec<f64> = (0..judged.len()).map(|row| utilities[row][choice(row)] - utilities[row][best]).collect();
+        let lead: Vec<f64> = (0..judged.len())
+            .map(|row| utilities[row][choice(row)] - utilities[row][best])
+            .collect();
         let groups: Vec<&str> = judged.iter().map(|row| self.rows[*row].group()).collect();
         let (low, high) = interval(&lead, &groups);
         write!(out, "{value:>9}")?;
         for utility in &always {
             write!(out, "  {utility:>14.3}")?;
         }
-        let room = 100.0 * (policy - always[best]) / (oracle - always[best]);
+        let room = 100.0 * (policy - always[best]) / (oracle - always[best]).max(1e-9);
         let interval = format!("[{low:+.3}, {high:+.3}]");
-        write!(out, "  {policy:>9.3}  {:>+8.3} {interval:<20}  {oracle:>9.3}  {room:>6.0} %  ", policy - always[best])?;
+        write!(
+            out,
+            "  {policy:>9.3}  {:>+8.3} {interval:<20}  {oracle:>9.3}  {room:>6.0} %  ",
+            policy - always[best]
+        )?;
         let shares = (0..self.models.len()).map(|model| {
             let share = (0..judged.len()).filter(|row| choice(*row) == model).count() as f64 / count;
             format!("{:.0}", 100.0 * share)
@@ -130,12 +156,21 @@ mod tests {
     use super::*;
 
     fn scored(pairs: &[(f64, f64)]) -> Vec<Scored> {
-        pairs.iter().map(|(score, gain)| Scored { score: *score, gain: *gain }).collect()
+        pairs
+            .iter()
+            .map(|(score, gain)| Scored {
+                score: *score,
+                gain: *gain,
+            })
+            .collect()
     }
 
     #[test]
     fn ties_are_worth_a_half_and_a_perfect_order_more() {
-        assert_eq!(apgr(&scored(&[(0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.0, 1.0)])), 0.5);
+        assert_eq!(
+            apgr(&scored(&[(0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.0, 1.0)])),
+            0.5
+        );
         let perfect = apgr(&scored(&[(4.0, 1.0), (3.0, 1.0), (2.0, 0.0), (1.0, -1.0)]));
         assert_eq!(perfect, (0.5 + 1.5 + 2.0 + 1.5) / 4.0);
         assert!(apgr(&scored(&[(1.0, 0.0)])).is_nan());

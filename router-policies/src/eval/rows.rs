@@ -3,6 +3,7 @@
 //! Owns: the row format, the cost rule, removing the constant frame that a data set puts around its questions. Refuses
 //! to know: predictions.
 
+use crate::predict::train::Outcome;
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -30,6 +31,15 @@ pub(super) struct Recorded {
     pub(super) correct: u8,
     pub(super) output_chars: Option<u32>,
     pub(super) output_tokens: Option<u32>,
+}
+
+impl Recorded {
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome {
+            correct: self.correct == 1,
+            output_characters: self.output_chars,
+        }
+    }
 }
 
 /// What stands around every question of a data set, the same each time: (before, after). It would give away the data
@@ -74,7 +84,14 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Row>> {
         })?;
     }
     if rows.is_empty() {
-        bail!("no rows in {}", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "));
+        bail!(
+            "no rows in {}",
+            paths
+                .iter()
+                .map(|p| p.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
     }
     Ok(rows)
 }
@@ -115,7 +132,10 @@ struct Price {
 impl Prices {
     pub(super) fn find(given: Option<&Path>, data: &[PathBuf]) -> anyhow::Result<Self> {
         let beside = || Some(data.first()?.parent()?.join("prices.json"));
-        let path = given.map(Path::to_path_buf).or_else(beside).context("no place to look for prices: give --prices")?;
+        let path = given
+            .map(Path::to_path_buf)
+            .or_else(beside)
+            .context("no place to look for prices: give --prices")?;
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}: give --prices", path.display()))?;
         serde_json::from_str(&text).with_context(|| path.display().to_string())
@@ -125,7 +145,11 @@ impl Prices {
     pub(super) fn with_hidden(&self, hidden: Option<f64>) -> Self {
         let mut prices = self.clone();
         if let Some(hidden) = hidden {
-            for price in prices.models.values_mut().filter(|price| price.hidden_output_multiplier > 0.0) {
+            for price in prices
+                .models
+                .values_mut()
+                .filter(|price| price.hidden_output_multiplier > 0.0)
+            {
                 price.hidden_output_multiplier = hidden;
             }
         }
@@ -134,7 +158,10 @@ impl Prices {
 
     /// USD, for the output that was recorded.
     pub(super) fn cost(&self, row: &Row, model: &str) -> anyhow::Result<f64> {
-        let recorded = row.outcomes.get(model).with_context(|| format!("{}: `{model}` was not recorded", row.id))?;
+        let recorded = row
+            .outcomes
+            .get(model)
+            .with_context(|| format!("{}: `{model}` was not recorded", row.id))?;
         let tokens = match (recorded.output_tokens, recorded.output_chars) {
             (Some(tokens), _) => f64::from(tokens),
             (None, Some(characters)) => (f64::from(characters) / self.chars_per_token).ceil(),
@@ -150,11 +177,17 @@ impl Prices {
     }
 
     fn nominal(&self, row: &Row) -> f64 {
-        self.nominal_output_tokens.get(&row.dataset).copied().unwrap_or(200.0)
+        self.nominal_output_tokens
+            .get(&row.dataset)
+            .copied()
+            .unwrap_or(200.0)
     }
 
     fn usd(&self, row: &Row, model: &str, output: f64) -> anyhow::Result<f64> {
-        let price = self.models.get(model).with_context(|| format!("no price for `{model}`: add it to --prices"))?;
+        let price = self
+            .models
+            .get(model)
+            .with_context(|| format!("no price for `{model}`: add it to --prices"))?;
         let input = (row.prompt.chars().count() as f64 / self.chars_per_token).ceil();
         let billed = output * (1.0 + price.hidden_output_multiplier);
         Ok((input * price.input_usd_per_mtok + billed * price.output_usd_per_mtok) / 1e6)
@@ -171,9 +204,15 @@ mod tests {
             let row: Row = serde_json::from_value(serde_json::json!({"id": "a", "prompt": prompt})).unwrap();
             assert_eq!(row.question(), question);
         };
-        check("\n## Question: \n\nHow many?\n\n\n## Instruction \n\nPlease answer", "How many?");
+        check(
+            "\n## Question: \n\nHow many?\n\n\n## Instruction \n\nPlease answer",
+            "How many?",
+        );
         check("Which?\nA. x\nB. y\nAnswer:", "Which?\nA. x\nB. y");
-        check("## Question: what is an ## Instruction ?", "## Question: what is an ## Instruction ?");
+        check(
+            "## Question: what is an ## Instruction ?",
+            "## Question: what is an ## Instruction ?",
+        );
     }
 
     #[test]
@@ -186,7 +225,10 @@ mod tests {
         .unwrap();
         let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-15, "{a} {b}");
         near(prices.cost(&row, "m").unwrap(), (2.0 + 3.0 * 5.0 * 10.0) / 1e6);
-        near(prices.with_hidden(Some(0.0)).cost(&row, "m").unwrap(), (2.0 + 3.0 * 10.0) / 1e6);
+        near(
+            prices.with_hidden(Some(0.0)).cost(&row, "m").unwrap(),
+            (2.0 + 3.0 * 10.0) / 1e6,
+        );
         assert!(prices.cost(&row, "other").is_err());
     }
 }

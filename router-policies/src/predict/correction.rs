@@ -102,9 +102,15 @@ impl Corrections {
 
     /// `belief`: P(success) of this deployment for the prompt at hand, and its standard error.
     pub fn correct(&self, scope: &Scope, deployment: &str, belief: Success) -> Corrected {
-        let arm = self.workflows.get(scope).and_then(|workflow| workflow.arms.get(deployment));
+        let arm = self
+            .workflows
+            .get(scope)
+            .and_then(|workflow| workflow.arms.get(deployment));
         let Some(arm) = arm.filter(|arm| arm.weight > 0.0) else {
-            return Corrected { success: belief, outcomes: 0.0 };
+            return Corrected {
+                success: belief,
+                outcomes: 0.0,
+            };
         };
         let total = arm.weight + PRIOR_OUTCOMES;
         let p = (f64::from(belief.p) + arm.surprise / total).clamp(0.0, 1.0);
@@ -113,7 +119,13 @@ impl Corrections {
         let open = (p * total + 1.0) / (total + 2.0);
         let before = f64::from(belief.error) * PRIOR_OUTCOMES / total;
         let sampling = (open * (1.0 - open) * arm.weight).sqrt() / total;
-        Corrected { success: Success { p: p as f32, error: before.hypot(sampling) as f32 }, outcomes: arm.weight }
+        Corrected {
+            success: Success {
+                p: p as f32,
+                error: before.hypot(sampling) as f32,
+            },
+            outcomes: arm.weight,
+        }
     }
 }
 
@@ -128,7 +140,9 @@ mod as_list {
         list.serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<HashMap<Scope, Workflow>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<HashMap<Scope, Workflow>, D::Error> {
         Ok(Vec::<(Scope, Workflow)>::deserialize(from)?.into_iter().collect())
     }
 }
@@ -158,13 +172,25 @@ impl Exploration {
         if candidates == 0 {
             return None;
         }
-        let share = if self.share.is_finite() { self.share.clamp(0.0, 1.0) } else { 0.0 };
+        let share = if self.share.is_finite() {
+            self.share.clamp(0.0, 1.0)
+        } else {
+            0.0
+        };
         let mut draws = Draws::new(seed);
         let exploring = draws.unit() < share;
         let index = if exploring { draws.below(candidates) } else { 0 };
         let uniform = share / candidates as f64;
-        let propensity = if index == 0 { 1.0 - share + uniform } else { uniform };
-        Some(Explored { index, exploring, propensity })
+        let propensity = if index == 0 {
+            1.0 - share + uniform
+        } else {
+            uniform
+        };
+        Some(Explored {
+            index,
+            exploring,
+            propensity,
+        })
     }
 }
 
@@ -174,7 +200,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn scope(workflow: &str) -> Scope {
-        Scope { tenant: "acme".into(), workflow: workflow.into() }
+        Scope {
+            tenant: "acme".into(),
+            workflow: workflow.into(),
+        }
     }
 
     const BELIEF: Success = Success { p: 0.8, error: 0.1 };
@@ -185,13 +214,27 @@ mod tests {
         let mut draws = Draws::new(7);
         for _ in 0..2000 {
             let success = draws.unit() < 0.5;
-            corrections.observe(&scope("a"), "big", Observed { believed: 0.8, success, weight: 1.0 });
+            corrections.observe(
+                &scope("a"),
+                "big",
+                Observed {
+                    believed: 0.8,
+                    success,
+                    weight: 1.0,
+                },
+            );
         }
         let corrected = corrections.correct(&scope("a"), "big", BELIEF);
         assert!((corrected.success.p - 0.5).abs() < 0.06, "{corrected:?}");
         assert!(corrected.success.error < 0.03, "{corrected:?}");
         let elsewhere = corrections.correct(&scope("b"), "big", BELIEF);
-        assert_eq!(elsewhere, Corrected { success: BELIEF, outcomes: 0.0 });
+        assert_eq!(
+            elsewhere,
+            Corrected {
+                success: BELIEF,
+                outcomes: 0.0
+            }
+        );
     }
 
     #[test]
@@ -200,7 +243,15 @@ mod tests {
         let mut draws = Draws::new(1);
         for _ in 0..1000 {
             let success = draws.unit() < 0.3;
-            corrections.observe(&scope("hard"), "big", Observed { believed: 0.3, success, weight: 1.0 });
+            corrections.observe(
+                &scope("hard"),
+                "big",
+                Observed {
+                    believed: 0.3,
+                    success,
+                    weight: 1.0,
+                },
+            );
         }
         let easy = corrections.correct(&scope("hard"), "big", Success { p: 0.9, error: 0.05 });
         assert!((easy.success.p - 0.9).abs() < 0.05, "{easy:?}");
@@ -210,16 +261,30 @@ mod tests {
     fn a_change_for_the_worse_is_learned_within_a_few_half_lives() {
         let mut corrections = Corrections::default();
         for at in 0..6000 {
-            let observed = Observed { believed: 0.9, success: at < 3000, weight: 1.0 };
+            let observed = Observed {
+                believed: 0.9,
+                success: at < 3000,
+                weight: 1.0,
+            };
             corrections.observe(&scope("a"), "big", observed);
         }
-        assert!(corrections.correct(&scope("a"), "big", Success { p: 0.9, error: 0.1 }).success.p < 0.1);
+        assert!(
+            corrections
+                .correct(&scope("a"), "big", Success { p: 0.9, error: 0.1 })
+                .success
+                .p
+                < 0.1
+        );
     }
 
     #[test]
     fn memory_is_bounded_and_the_newest_stay() {
         let mut corrections = Corrections::default();
-        let observed = Observed { believed: 0.5, success: true, weight: 1.0 };
+        let observed = Observed {
+            believed: 0.5,
+            success: true,
+            weight: 1.0,
+        };
         for at in 0..MOST_WORKFLOWS + 10 {
             corrections.observe(&scope(&at.to_string()), "big", observed);
         }
@@ -232,7 +297,15 @@ mod tests {
     #[test]
     fn what_is_kept_across_a_restart_is_the_same() {
         let mut corrections = Corrections::default();
-        corrections.observe(&scope("a"), "big", Observed { believed: 0.5, success: true, weight: 0.5 });
+        corrections.observe(
+            &scope("a"),
+            "big",
+            Observed {
+                believed: 0.5,
+                success: true,
+                weight: 0.5,
+            },
+        );
         let text = serde_json::to_string(&corrections).unwrap();
         assert_eq!(serde_json::from_str::<Corrections>(&text).unwrap(), corrections);
     }
@@ -240,7 +313,7 @@ mod tests {
     #[test]
     fn exploring_is_as_frequent_as_set_and_its_chances_are_true() {
         let exploration = Exploration { share: 0.2 };
-        let mut counts = [0.0; 4];
+        let mut counts = [0.0_f64; 4];
         for seed in 0..40_000 {
             counts[exploration.choose(4, seed).unwrap().index] += 1.0;
         }
@@ -292,7 +365,8 @@ mod tests {
                 corrections.observe(&scope("a"), "big", Observed { believed, success, weight: 1.0 });
             }
             let p = corrections.correct(&scope("a"), "big", BELIEF).success.p;
-            prop_assert!(if success { p >= BELIEF.p - 1e-6 } else { p <= BELIEF.p + 1e-6 });
+            let holds = if success { p >= BELIEF.p - 1e-6 } else { p <= BELIEF.p + 1e-6 };
+            prop_assert!(holds, "{} after {} of {}", p, count, success);
         }
     }
 }

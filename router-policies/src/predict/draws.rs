@@ -26,7 +26,11 @@ impl Draws {
 
     /// 0 ≤ n < `end`; 0 where `end` is 0.
     pub const fn below(&mut self, end: usize) -> usize {
-        if end == 0 { 0 } else { (self.next() % end as u64) as usize }
+        if end == 0 {
+            0
+        } else {
+            (self.next() % end as u64) as usize
+        }
     }
 
     /// Normal with mean 0 and variance 1 (Box and Muller).

@@ -17,7 +17,7 @@ use super::model::{Family, PARTS, Scale, dot, mean};
 use super::train::{Example, Outcome, Recipe};
 
 /// Outcomes of one family's rows.
-pub struct Rows {
+pub(super) struct Rows {
     /// Columns of the model that were recorded here.
     pub columns: Vec<usize>,
     /// Domains of the model that belong here.
@@ -29,7 +29,7 @@ pub struct Rows {
 }
 
 /// What is known of each row without its outcomes.
-pub struct Inputs {
+pub(super) struct Inputs {
     /// Dense vectors.
     pub dense: Vec<Vec<f32>>,
     /// Place of the family's letter score in them.
@@ -41,11 +41,17 @@ pub struct Inputs {
 
 impl Rows {
     /// `at`: the rows of `examples` in this family.
-    pub fn new(examples: &[Example], at: &[usize], domain: &[usize], members: &[usize]) -> Self {
+    pub(super) fn new(examples: &[Example], at: &[usize], domain: &[usize], members: &[usize]) -> Self {
         let count = examples.first().map_or(0, |e| e.outcomes.len());
-        let columns: Vec<usize> =
-            (0..count).filter(|c| at.iter().any(|row| examples[*row].outcomes[*c].is_some())).collect();
-        let place = |row: &usize| members.iter().position(|member| *member == domain[*row]).unwrap_or(0);
+        let columns: Vec<usize> = (0..count)
+            .filter(|c| at.iter().any(|row| examples[*row].outcomes[*c].is_some()))
+            .collect();
+        let place = |row: &usize| {
+            members
+                .iter()
+                .position(|member| *member == domain[*row])
+                .unwrap_or(0)
+        };
         Self {
             outcomes: at
                 .iter()
@@ -71,15 +77,18 @@ impl Rows {
                 }
             }
         }
-        sums.into_iter().map(|row| row.into_iter().map(|(sum, count)| sum / count).collect()).collect()
+        sums.into_iter()
+            .map(|row| row.into_iter().map(|(sum, count)| sum / count).collect())
+            .collect()
     }
 
     /// How easy each row was: its domain's mean over the columns recorded in every domain, and the row's own
     /// deviation from its domain's means over whatever was recorded on it.
     fn ease(&self) -> Vec<f32> {
         let means = self.means(&|_| true);
-        let shared: Vec<usize> =
-            (0..self.columns.len()).filter(|c| means.iter().all(|row| !row[*c].is_nan())).collect();
+        let shared: Vec<usize> = (0..self.columns.len())
+            .filter(|c| means.iter().all(|row| !row[*c].is_nan()))
+            .collect();
         let base: Vec<f32> = means
             .iter()
             .map(|row| mean(&shared.iter().map(|c| row[*c]).collect::<Vec<f32>>()))
@@ -91,21 +100,29 @@ impl Rows {
                 .collect();
             mean(&own)
         };
-        (0..self.outcomes.len()).map(|row| base[self.domain[row]] + deviation(row)).collect()
+        (0..self.outcomes.len())
+            .map(|row| base[self.domain[row]] + deviation(row))
+            .collect()
     }
 
     /// What words are asked to tell of outcomes where few models were recorded: each model's own.
-    pub fn word_targets(&self) -> Vec<Vec<f32>> {
+    pub(super) fn word_targets(&self) -> Vec<Vec<f32>> {
         if self.columns.len() > FEW {
             return Vec::new();
         }
         let rows = 0..self.outcomes.len();
-        let of = |column| centred(rows.clone().map(|row| self.value(row, column).unwrap_or(0.5)).collect());
+        let of = |column| {
+            centred(
+                rows.clone()
+                    .map(|row| self.value(row, column).unwrap_or(0.5))
+                    .collect(),
+            )
+        };
         (0..self.columns.len()).map(of).collect()
     }
 
     /// What letters are asked to tell: ease.
-    pub fn letter_target(&self) -> Vec<f32> {
+    pub(super) fn letter_target(&self) -> Vec<f32> {
         centred(self.ease())
     }
 }
@@ -121,27 +138,46 @@ const FEW: usize = 4;
 /// Rows at the family's mean that each domain's rates are mixed with.
 const PSEUDO_ROWS: f32 = 10.0;
 
-pub fn fit(rows: &Rows, inputs: &Inputs, recipe: Recipe) -> Family {
+pub(super) fn fit(rows: &Rows, inputs: &Inputs, recipe: Recipe) -> Family {
     let all: Vec<usize> = (0..rows.outcomes.len()).collect();
     let ease = rows.ease();
     let mut held_out: Vec<Option<Held>> = (0..all.len()).map(|_| None).collect();
     for out in 0..recipe.folds {
-        let keep: Vec<usize> = all.iter().copied().filter(|row| inputs.fold[*row] != out).collect();
+        let keep: Vec<usize> = all
+            .iter()
+            .copied()
+            .filter(|row| inputs.fold[*row] != out)
+            .collect();
         let part = estimators(rows, inputs, &ease, &keep, recipe);
         for row in all.iter().copied().filter(|row| inputs.fold[*row] == out) {
             let dense = &inputs.dense[row];
-            let by_line = part.eases(dense, &part.scale.apply(dense)).first().copied().unwrap_or_default();
+            let by_line = part
+                .eases(dense, &part.scale.apply(dense))
+                .first()
+                .copied()
+                .unwrap_or_default();
             let by_letters = inputs.letters.map_or(0.0, |at| dense[at]);
             let parts = part.parts(dense, &inputs.shares[row]).by_part;
-            held_out[row] = Some(Held { by_line: by_line + part.ease_mean, by_letters, parts });
+            held_out[row] = Some(Held {
+                by_line: by_line + part.ease_mean,
+                by_letters,
+                parts,
+            });
         }
     }
     let mut family = estimators(rows, inputs, &ease, &all, recipe);
     let held_out: Vec<Held> = held_out.into_iter().flatten().collect();
     if held_out.len() == all.len() {
-        let share = if inputs.letters.is_some() { recipe.letters_share } else { 0.0 };
+        let share = if inputs.letters.is_some() {
+            recipe.letters_share
+        } else {
+            0.0
+        };
         family.letters = inputs.letters.map(|at| (at as u16, share));
-        let eases: Vec<f32> = held_out.iter().map(|held| held.ease(share, family.ease_mean)).collect();
+        let eases: Vec<f32> = held_out
+            .iter()
+            .map(|held| held.ease(share, family.ease_mean))
+            .collect();
         family.slopes = slopes(rows, &eases);
         family.mixture = mixture(rows, held_out, &eases, &family);
     }
@@ -177,7 +213,10 @@ fn estimators(rows: &Rows, inputs: &Inputs, ease: &[f32], keep: &[usize], recipe
             0 => vec![1.0; keep.len()],
             _ => resampled(keep.len(), recipe.seed + replicate as u64),
         };
-        ridge(&counted, &targets, &weights, recipe.ease_penalty).into_iter().flatten().collect()
+        ridge(&counted, &targets, &weights, recipe.ease_penalty)
+            .into_iter()
+            .flatten()
+            .collect()
     };
     let growth = Growth {
         trees: recipe.trees,
@@ -217,10 +256,16 @@ fn filled(rows: &Rows, ease: &[f32], keep: &[usize]) -> Vec<Vec<f32>> {
     let means = rows.means(&|row| kept.contains(&row));
     let fill = |row: usize, column: usize| {
         let known = means[rows.domain[row]][column];
-        if known.is_nan() { ease[row].clamp(0.0, 1.0) } else { known }
+        if known.is_nan() {
+            ease[row].clamp(0.0, 1.0)
+        } else {
+            known
+        }
     };
     let of_row = |row: &usize| {
-        (0..rows.columns.len()).map(|c| rows.value(*row, c).unwrap_or_else(|| fill(*row, c))).collect()
+        (0..rows.columns.len())
+            .map(|c| rows.value(*row, c).unwrap_or_else(|| fill(*row, c)))
+            .collect()
     };
     keep.iter().map(of_row).collect()
 }
@@ -228,17 +273,30 @@ fn filled(rows: &Rows, ease: &[f32], keep: &[usize]) -> Vec<Vec<f32>> {
 /// A line and a constant for each column.
 fn direct(rows: &Rows, counted: &[Vec<f32>], keep: &[usize], penalty: f64) -> Vec<(Vec<f32>, f32)> {
     let of = |column: usize| {
-        let known: Vec<(usize, f32)> =
-            keep.iter().enumerate().filter_map(|(at, row)| Some((at, rows.value(*row, column)?))).collect();
+        let known: Vec<(usize, f32)> = keep
+            .iter()
+            .enumerate()
+            .filter_map(|(at, row)| Some((at, rows.value(*row, column)?)))
+            .collect();
         let values: Vec<f32> = known.iter().map(|(_, value)| *value).collect();
         let own: Vec<Vec<f32>> = known.iter().map(|(at, _)| counted[*at].clone()).collect();
         // The rows of one column need not be centred where the family is.
         let centre = Scale::of(&own).mean;
         let middle = mean(&values);
-        let off: Vec<Vec<f32>> =
-            own.iter().map(|row| row.iter().zip(&centre).map(|(value, mean)| value - mean).collect()).collect();
+        let off: Vec<Vec<f32>> = own
+            .iter()
+            .map(|row| {
+                row.iter()
+                    .zip(&centre)
+                    .map(|(value, mean)| value - mean)
+                    .collect()
+            })
+            .collect();
         let targets: Vec<Vec<f32>> = values.iter().map(|value| vec![value - middle]).collect();
-        let line: Vec<f32> = ridge(&off, &targets, &vec![1.0; off.len()], penalty).into_iter().flatten().collect();
+        let line: Vec<f32> = ridge(&off, &targets, &vec![1.0; off.len()], penalty)
+            .into_iter()
+            .flatten()
+            .collect();
         let constant = middle - dot(&line, &centre);
         (line, constant)
     };
@@ -263,7 +321,10 @@ fn rates(rows: &Rows, keep: &[usize]) -> Vec<(Vec<f32>, u32)> {
     let rate = |(own, all): (&(f32, f32), &(f32, f32))| {
         (own.0 + PSEUDO_ROWS * all.0 / all.1.max(1.0)) / (own.1 + PSEUDO_ROWS)
     };
-    sums.iter().map(|row| row.iter().zip(&overall).map(rate).collect()).zip(counts).collect()
+    sums.iter()
+        .map(|row| row.iter().zip(&overall).map(rate).collect())
+        .zip(counts)
+        .collect()
 }
 
 /// Mean ln(1 + characters) of the answers, by column and domain.
@@ -278,7 +339,9 @@ fn lengths(rows: &Rows, keep: &[usize]) -> Vec<Vec<Option<f32>>> {
         }
     }
     let mean = |(sum, count): (f32, f32)| (count > 0.0).then(|| (sum / count).ln_1p());
-    sums.into_iter().map(|row| row.into_iter().map(mean).collect()).collect()
+    sums.into_iter()
+        .map(|row| row.into_iter().map(mean).collect())
+        .collect()
 }
 
 /// Each column's response to held-out ease, by least squares drawn a little towards slope 1.
@@ -306,13 +369,19 @@ fn slopes(rows: &Rows, eases: &[f32]) -> Vec<(f32, f32)> {
 /// By column: the shares under which held-out outcomes, and their differences within a row, are predicted best.
 fn mixture(rows: &Rows, mut held_out: Vec<Held>, eases: &[f32], family: &Family) -> Vec<[f32; PARTS]> {
     for (held, ease) in held_out.iter_mut().zip(eases) {
-        held.parts[0] = family.slopes.iter().map(|(at_mean, slope)| at_mean + slope * ease).collect();
+        held.parts[0] = family
+            .slopes
+            .iter()
+            .map(|(at_mean, slope)| at_mean + slope * ease)
+            .collect();
     }
     let mut mixture = family.mixture.clone();
     for group in recorded_together(rows) {
         let best = candidates()
             .map(|shares| (loss(rows, &held_out, &group, shares), shares))
-            .fold((f64::MAX, [0.0; PARTS]), |best, next| if next.0 < best.0 { next } else { best });
+            .fold((f64::MAX, [0.0; PARTS]), |best, next| {
+                if next.0 < best.0 { next } else { best }
+            });
         group.iter().for_each(|column| mixture[*column] = best.1);
     }
     mixture
@@ -323,13 +392,19 @@ fn candidates() -> impl Iterator<Item = [f32; PARTS]> {
     const STEPS: usize = 10;
     let triples = (0..=STEPS).flat_map(|a| (0..=STEPS - a).map(move |b| (a, b)));
     triples.flat_map(|(a, b)| {
-        (0..=STEPS - a - b).map(move |c| [a, b, c, STEPS - a - b - c].map(|steps| steps as f32 / STEPS as f32))
+        (0..=STEPS - a - b)
+            .map(move |c| [a, b, c, STEPS - a - b - c].map(|steps| steps as f32 / STEPS as f32))
     })
 }
 
 /// Columns by the rows on which they were recorded.
 fn recorded_together(rows: &Rows) -> Vec<Vec<usize>> {
-    let pattern = |column: usize| rows.outcomes.iter().map(|row| row[column].is_some()).collect::<Vec<bool>>();
+    let pattern = |column: usize| {
+        rows.outcomes
+            .iter()
+            .map(|row| row[column].is_some())
+            .collect::<Vec<bool>>()
+    };
     let mut groups: Vec<(Vec<bool>, Vec<usize>)> = Vec::new();
     for column in 0..rows.columns.len() {
         let own = pattern(column);

@@ -37,31 +37,99 @@ const SYMBOLS: [(u8, &str); 21] = [
 /// Classes of words that are counted together.
 const CLASSES: [(&str, &[&str]); 8] = [
     ("loops", &["for", "while"]),
-    ("branches", &["if", "elif", "else", "try", "except", "break", "continue", "return"]),
-    ("negations", &["not", "except", "least", "never", "false", "incorrect", "without"]),
+    (
+        "branches",
+        &[
+            "if", "elif", "else", "try", "except", "break", "continue", "return",
+        ],
+    ),
+    (
+        "negations",
+        &["not", "except", "least", "never", "false", "incorrect", "without"],
+    ),
     (
         "ratios",
         &[
-            "half", "third", "quarter", "fourth", "fifth", "percent", "twice", "double", "triple", "thrice", "times",
-            "ratio", "average", "fraction", "remaining", "total", "each", "per", "every", "than",
+            "half",
+            "third",
+            "quarter",
+            "fourth",
+            "fifth",
+            "percent",
+            "twice",
+            "double",
+            "triple",
+            "thrice",
+            "times",
+            "ratio",
+            "average",
+            "fraction",
+            "remaining",
+            "total",
+            "each",
+            "per",
+            "every",
+            "than",
         ],
     ),
-    ("comparisons", &["more", "less", "fewer", "than", "older", "younger", "longer", "shorter", "as"]),
+    (
+        "comparisons",
+        &[
+            "more", "less", "fewer", "than", "older", "younger", "longer", "shorter", "as",
+        ],
+    ),
     (
         "times",
-        &["hour", "hours", "minute", "minutes", "day", "days", "week", "weeks", "month", "months", "year", "years"],
+        &[
+            "hour", "hours", "minute", "minutes", "day", "days", "week", "weeks", "month", "months", "year",
+            "years",
+        ],
     ),
     ("hows", &["how"]),
     ("statements", &["statement"]),
 ];
 
 const REST: [&str; 40] = [
-    "characters", "words", "lines", "numbers", "distinct_share", "distinct_words", "word_length", "long_words",
-    "digit_share", "capital_share", "symbol_share", "foreign_share", "largest_number", "distinct_numbers", "decimals",
-    "large_numbers", "negative_numbers", "deepest_indent", "mean_indent", "method_calls", "calls", "slices", "indexed",
-    "quoted_characters", "longest_quoted", "quoted", "sentences", "sentence_words", "choices", "choice_length",
-    "choice_spread", "numeric_choices", "stem_characters", "blanks", "last_line", "last_line_digits",
-    "last_line_commas", "last_line_quotes", "last_line_brackets", "capitalised_words",
+    "characters",
+    "words",
+    "lines",
+    "numbers",
+    "distinct_share",
+    "distinct_words",
+    "word_length",
+    "long_words",
+    "digit_share",
+    "capital_share",
+    "symbol_share",
+    "foreign_share",
+    "largest_number",
+    "distinct_numbers",
+    "decimals",
+    "large_numbers",
+    "negative_numbers",
+    "deepest_indent",
+    "mean_indent",
+    "method_calls",
+    "calls",
+    "slices",
+    "indexed",
+    "quoted_characters",
+    "longest_quoted",
+    "quoted",
+    "sentences",
+    "sentence_words",
+    "choices",
+    "choice_length",
+    "choice_spread",
+    "numeric_choices",
+    "stem_characters",
+    "blanks",
+    "last_line",
+    "last_line_digits",
+    "last_line_commas",
+    "last_line_quotes",
+    "last_line_brackets",
+    "capitalised_words",
 ];
 
 /// Length of a feature vector.
@@ -90,6 +158,18 @@ pub fn numbers(text: &str) -> [f32; COUNT] {
     let shape = shape(&text, &counts, &words);
     rest.copy_from_slice(&shape);
     out
+}
+
+/// Whether a prompt is written in formal notation, code or mathematics: it calls functions, indents by four or more and
+/// assigns, or it has TeX commands or powers. `numbers`: a vector of this file, or a longer one that begins with it.
+pub fn is_formal(numbers: &[f32]) -> bool {
+    let count = |name: &str| {
+        let at = names().position(|known| known == name);
+        at.and_then(|at| numbers.get(at))
+            .map_or(0.0, |value| value.exp_m1())
+    };
+    let code = count("calls") >= 1.0 && count("deepest_indent") >= 4.0 && count("equals") >= 1.0;
+    code || count("backslashes") >= 1.0 || count("carets") >= 1.0
 }
 
 /// The text, or its first and last [`MOST_BYTES`] / 2 bytes where it is longer.
@@ -159,7 +239,9 @@ impl WordCounts {
         self.capitalised += usize::from(token.text.starts_with(|c: char| c.is_ascii_uppercase()));
         if token.text.len() <= 10 {
             for (count, (_, class)) in classes.iter_mut().zip(CLASSES) {
-                *count += f32::from(u8::from(class.iter().any(|word| word.eq_ignore_ascii_case(token.text))));
+                *count += f32::from(u8::from(
+                    class.iter().any(|word| word.eq_ignore_ascii_case(token.text)),
+                ));
             }
         }
     }
@@ -173,7 +255,9 @@ impl WordCounts {
             .bytes()
             .take_while(|byte| *byte != b'.')
             .filter(u8::is_ascii_digit)
-            .fold(0.0_f64, |value, digit| (value * 10.0 + f64::from(digit - b'0')).min(1e15));
+            .fold(0.0_f64, |value, digit| {
+                (value * 10.0 + f64::from(digit - b'0')).min(1e15)
+            });
         self.large += usize::from(value >= 100.0);
         self.largest = self.largest.max(value);
     }
@@ -186,11 +270,18 @@ fn distinct(hashes: &mut Vec<u64>) -> usize {
 }
 
 fn shape(text: &str, counts: &[u32; 256], words: &WordCounts) -> [f32; REST.len()] {
-    let of = |range: std::ops::RangeInclusive<u8>| range.map(|byte| counts[usize::from(byte)] as usize).sum::<usize>();
+    let of = |range: std::ops::RangeInclusive<u8>| {
+        range
+            .map(|byte| counts[usize::from(byte)] as usize)
+            .sum::<usize>()
+    };
     let (digits, capitals) = (of(b'0'..=b'9'), of(b'A'..=b'Z'));
     let foreign = of(128..=255);
     let plain = digits + capitals + of(b'a'..=b'z');
-    let spaces = [b' ', b'\n', b'\t', b'\r'].map(|byte| counts[usize::from(byte)] as usize).iter().sum::<usize>();
+    let spaces = [b' ', b'\n', b'\t', b'\r']
+        .map(|byte| counts[usize::from(byte)] as usize)
+        .iter()
+        .sum::<usize>();
     let code = Code::of(text);
     let (quoted, quoted_characters, longest_quoted) = quotes(text);
     let sentences = sentences(text);
@@ -320,7 +411,9 @@ fn quotes(text: &str) -> (usize, usize, usize) {
 
 fn sentences(text: &str) -> usize {
     let ends = text.as_bytes().windows(2);
-    1 + ends.filter(|pair| matches!(pair[0], b'.' | b'?' | b'!') && pair[1].is_ascii_whitespace()).count()
+    1 + ends
+        .filter(|pair| matches!(pair[0], b'.' | b'?' | b'!') && pair[1].is_ascii_whitespace())
+        .count()
 }
 
 /// Lettered answers to choose from, one a line (`A. …`).
@@ -336,7 +429,10 @@ struct Choices {
 
 impl Choices {
     fn of(text: &str) -> Self {
-        let mut found = Self { stem: text.len(), ..Self::default() };
+        let mut found = Self {
+            stem: text.len(),
+            ..Self::default()
+        };
         let (mut total, mut shortest, mut longest, mut at) = (0, usize::MAX, 0, 0);
         for line in text.split('\n') {
             if let [b'A'..=b'E', b'.' | b')', ..] = line.as_bytes() {
@@ -386,6 +482,17 @@ mod tests {
         assert_eq!(feature(choice, "choices"), 3.0);
         assert_eq!(feature(choice, "numeric_choices"), 1.0);
         assert_eq!(feature(choice, "negations"), 1_f32.ln_1p());
+    }
+
+    #[test]
+    fn formal_notation_is_told_from_prose() {
+        assert!(is_formal(&numbers(
+            "def f(s):\n    n = len(s)\n    return n\nassert f('a') == ??"
+        )));
+        assert!(is_formal(&numbers("Compute $\\frac{1}{2} + x$.")));
+        assert!(!is_formal(&numbers(
+            "Ann (who has $5) buys 3 pens = how much is left?"
+        )));
     }
 
     #[test]

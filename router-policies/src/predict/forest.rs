@@ -55,7 +55,10 @@ impl Forest {
             targets,
             growth,
             draws: Draws::new(growth.seed),
-            forest: Self { outputs: outputs as u32, ..Self::default() },
+            forest: Self {
+                outputs: outputs as u32,
+                ..Self::default()
+            },
         };
         for _ in 0..growth.trees {
             let mut all: Vec<u32> = (0..rows.len() as u32).collect();
@@ -69,7 +72,10 @@ impl Forest {
     pub fn fits(&self, outputs: usize) -> bool {
         let ends = |(at, node): (usize, &Node)| {
             let children = [node.low, node.high].map(|child| child as usize);
-            node.input == LEAF || children.iter().all(|child| *child > at && *child < self.nodes.len())
+            node.input == LEAF
+                || children
+                    .iter()
+                    .all(|child| *child > at && *child < self.nodes.len())
         };
         self.outputs as usize == outputs && self.nodes.iter().enumerate().all(ends)
     }
@@ -84,7 +90,9 @@ impl Forest {
                 if node.input == LEAF {
                     let start = node.low as usize;
                     let leaf = self.values.get(start..start + outputs).unwrap_or_default();
-                    sums.iter_mut().zip(leaf).for_each(|(sum, value)| *sum += u32::from(*value));
+                    sums.iter_mut()
+                        .zip(leaf)
+                        .for_each(|(sum, value)| *sum += u32::from(*value));
                     break;
                 }
                 let value = row.get(node.input as usize).copied().unwrap_or_default();
@@ -99,12 +107,22 @@ impl Forest {
 impl Grower<'_> {
     fn node(&mut self, members: &mut [u32]) -> u32 {
         let at = self.forest.nodes.len();
-        self.forest.nodes.push(Node { input: LEAF, below: 0.0, low: 0, high: 0 });
+        self.forest.nodes.push(Node {
+            input: LEAF,
+            below: 0.0,
+            low: 0,
+            high: 0,
+        });
         let node = match self.split(members) {
             Some((input, below)) => {
                 let middle = partition(members, |row| self.rows[row as usize][input] < below);
                 let (low, high) = members.split_at_mut(middle);
-                Node { input: input as u16, below, low: self.node(low), high: self.node(high) }
+                Node {
+                    input: input as u16,
+                    below,
+                    low: self.node(low),
+                    high: self.node(high),
+                }
             }
             None => self.leaf(members),
         };
@@ -115,9 +133,16 @@ impl Grower<'_> {
     fn leaf(&mut self, members: &[u32]) -> Node {
         let low = self.forest.values.len() as u32;
         for mean in self.means(members) {
-            self.forest.values.push((mean.clamp(0.0, 1.0) * 255.0).round() as u8);
+            self.forest
+                .values
+                .push((mean.clamp(0.0, 1.0) * 255.0).round() as u8);
         }
-        Node { input: LEAF, below: 0.0, low, high: 0 }
+        Node {
+            input: LEAF,
+            below: 0.0,
+            low,
+            high: 0,
+        }
     }
 
     fn means(&self, members: &[u32]) -> Vec<f32> {
@@ -154,7 +179,9 @@ impl Grower<'_> {
             }
             useful += 1;
             let below = least + (most - least) * self.draws.unit() as f32;
-            let Some(score) = self.score(members, input, below) else { continue };
+            let Some(score) = self.score(members, input, below) else {
+                continue;
+            };
             if best.is_none_or(|(best, ..)| score > best) {
                 best = Some((score, input, below));
             }
@@ -170,7 +197,11 @@ impl Grower<'_> {
         for row in members {
             let is_low = self.rows[*row as usize][input] < below;
             low += usize::from(is_low);
-            let side = if is_low { &mut sums[..outputs] } else { &mut sums[outputs..] };
+            let side = if is_low {
+                &mut sums[..outputs]
+            } else {
+                &mut sums[outputs..]
+            };
             for (sum, value) in side.iter_mut().zip(&self.targets[*row as usize]) {
                 *sum += value;
             }
@@ -203,14 +234,26 @@ mod tests {
     #[test]
     fn trees_find_a_step_and_are_the_same_for_a_seed() {
         let mut draws = Draws::new(3);
-        let rows: Vec<Vec<f32>> = (0..400).map(|_| vec![draws.unit() as f32, draws.unit() as f32]).collect();
-        let targets: Vec<Vec<f32>> =
-            rows.iter().map(|r| vec![if r[0] > 0.5 { 0.9 } else { 0.1 }, 0.5]).collect();
-        let growth = Growth { trees: 40, leaf: 5, tries: 2, seed: 1 };
+        let rows: Vec<Vec<f32>> = (0..400)
+            .map(|_| vec![draws.unit() as f32, draws.unit() as f32])
+            .collect();
+        let targets: Vec<Vec<f32>> = rows
+            .iter()
+            .map(|r| vec![if r[0] > 0.5 { 0.9 } else { 0.1 }, 0.5])
+            .collect();
+        let growth = Growth {
+            trees: 40,
+            leaf: 5,
+            tries: 2,
+            seed: 1,
+        };
         let forest = Forest::grow(&rows, &targets, growth);
         let (low, high) = (forest.ask(&[0.2, 0.5]), forest.ask(&[0.8, 0.5]));
         assert!(low[0] < 0.2 && high[0] > 0.8, "{low:?} {high:?}");
         assert!((low[1] - 0.5).abs() < 0.01);
-        assert_eq!(Forest::grow(&rows, &targets, growth).ask(&[0.4, 0.1]), forest.ask(&[0.4, 0.1]));
+        assert_eq!(
+            Forest::grow(&rows, &targets, growth).ask(&[0.4, 0.1]),
+            forest.ask(&[0.4, 0.1])
+        );
     }
 }

@@ -7,7 +7,7 @@ use super::words::{BUCKETS, Sparse};
 
 /// Minimises `Σ w·(x·β − y)² + penalty·|β|²` for several outputs. `rows`: inputs of equal length; `targets`: one
 /// vector of outputs a row; `weights`: how often a row counts. Answers β by input, then output.
-pub fn ridge(rows: &[Vec<f32>], targets: &[Vec<f32>], weights: &[f32], penalty: f64) -> Vec<Vec<f32>> {
+pub(super) fn ridge(rows: &[Vec<f32>], targets: &[Vec<f32>], weights: &[f32], penalty: f64) -> Vec<Vec<f32>> {
     let inputs = rows.first().map_or(0, Vec::len);
     let outputs = targets.first().map_or(0, Vec::len);
     let mut gram = vec![vec![0.0_f64; inputs]; inputs];
@@ -31,11 +31,14 @@ pub fn ridge(rows: &[Vec<f32>], targets: &[Vec<f32>], weights: &[f32], penalty: 
     }
     factor(&mut gram);
     substitute(&gram, &mut moment);
-    moment.into_iter().map(|row| row.into_iter().map(|value| value as f32).collect()).collect()
+    moment
+        .into_iter()
+        .map(|row| row.into_iter().map(|value| value as f32).collect())
+        .collect()
 }
 
 /// Cholesky: the lower triangle becomes L with `L·Lᵀ` = what it was.
-pub fn factor(lower: &mut [Vec<f64>]) {
+pub(super) fn factor(lower: &mut [Vec<f64>]) {
     for i in 0..lower.len() {
         let (above, rest) = lower.split_at_mut(i);
         let Some(row) = rest.first_mut() else { return };
@@ -50,30 +53,33 @@ pub fn factor(lower: &mut [Vec<f64>]) {
 
 /// Solves `L·Lᵀ·x = b` in place, for each column of `b`.
 fn substitute(lower: &[Vec<f64>], b: &mut [Vec<f64>]) {
-    let size = lower.len();
-    let subtract = |b: &mut [Vec<f64>], from: usize, what: usize, factor: f64| {
-        let taken = std::mem::take(&mut b[what]);
-        for (slot, value) in b[from].iter_mut().zip(&taken) {
-            *slot -= factor * value;
-        }
-        b[what] = taken;
+    let subtract = |from: &mut [f64], factor: f64, what: &[f64]| {
+        from.iter_mut()
+            .zip(what)
+            .for_each(|(slot, value)| *slot -= factor * value);
     };
-    for i in 0..size {
-        for j in 0..i {
-            subtract(b, i, j, lower[i][j]);
-        }
-        b[i].iter_mut().for_each(|value| *value /= lower[i][i]);
+    for (i, row) in lower.iter().enumerate() {
+        let (solved, rest) = b.split_at_mut(i);
+        let Some(own) = rest.first_mut() else { return };
+        solved
+            .iter()
+            .zip(row)
+            .for_each(|(other, factor)| subtract(own, *factor, other));
+        own.iter_mut().for_each(|value| *value /= row[i]);
     }
-    for i in (0..size).rev() {
-        for j in i + 1..size {
-            subtract(b, i, j, lower[j][i]);
-        }
-        b[i].iter_mut().for_each(|value| *value /= lower[i][i]);
+    for i in (0..lower.len()).rev() {
+        let (rest, solved) = b.split_at_mut(i + 1);
+        let Some(own) = rest.last_mut() else { return };
+        solved
+            .iter()
+            .zip(&lower[i + 1..])
+            .for_each(|(other, row)| subtract(own, row[i], other));
+        own.iter_mut().for_each(|value| *value /= lower[i][i]);
     }
 }
 
 /// Squared length of `L⁻¹·x`: the Mahalanobis distance when L factors a covariance.
-pub fn distance(lower: &[Vec<f64>], x: &[f64]) -> f64 {
+pub(super) fn distance(lower: &[Vec<f64>], x: &[f64]) -> f64 {
     let mut solved: Vec<f64> = Vec::with_capacity(x.len());
     for (row, value) in lower.iter().zip(x) {
         let dot: f64 = row.iter().zip(&solved).map(|(a, b)| a * b).sum();
@@ -85,7 +91,7 @@ pub fn distance(lower: &[Vec<f64>], x: &[f64]) -> f64 {
 
 /// Ridge on sparse rows by conjugate gradients, all outputs side by side. Targets should have mean 0. Stopping after
 /// `steps` is itself a regularisation. Answers `BUCKETS` × outputs, row by row.
-pub fn sparse_ridge(rows: &[&Sparse], targets: &[Vec<f32>], penalty: f32, steps: usize) -> Vec<f32> {
+pub(super) fn sparse_ridge(rows: &[&Sparse], targets: &[Vec<f32>], penalty: f32, steps: usize) -> Vec<f32> {
     let outputs = targets.first().map_or(0, Vec::len);
     let flat: Vec<f32> = targets.iter().flatten().copied().collect();
     let mut residual = vec![0.0; BUCKETS * outputs];
@@ -97,7 +103,10 @@ pub fn sparse_ridge(rows: &[&Sparse], targets: &[Vec<f32>], penalty: f32, steps:
     let mut size = squares(&residual, outputs);
     for _ in 0..steps {
         gather(rows, &direction, outputs, &mut image);
-        product.iter_mut().zip(&direction).for_each(|(p, d)| *p = penalty * d);
+        product
+            .iter_mut()
+            .zip(&direction)
+            .for_each(|(p, d)| *p = penalty * d);
         spread(rows, &image, outputs, &mut product);
         let mut curvature = vec![0.0_f64; outputs];
         for (d, p) in direction.chunks(outputs).zip(product.chunks(outputs)) {
@@ -186,17 +195,23 @@ mod tests {
     #[test]
     fn conjugate_gradients_reach_the_exact_solution() {
         let sparse: Vec<Sparse> = (0..12_u32)
-            .map(|i| Sparse { entries: vec![(i % 3, 1.0), (3 + i % 4, 0.5 + i as f32 / 10.0)] })
+            .map(|i| Sparse {
+                entries: vec![(i % 3, 1.0), (3 + i % 4, 0.5 + i as f32 / 10.0)],
+            })
             .collect();
         let dense: Vec<Vec<f32>> = sparse
             .iter()
             .map(|row| {
                 let mut dense = vec![0.0; 7];
-                row.entries.iter().for_each(|(at, value)| dense[*at as usize] = *value);
+                row.entries
+                    .iter()
+                    .for_each(|(at, value)| dense[*at as usize] = *value);
                 dense
             })
             .collect();
-        let targets: Vec<Vec<f32>> = (0..12).map(|i| vec![(i % 5) as f32 - 2.0, (i % 2) as f32]).collect();
+        let targets: Vec<Vec<f32>> = (0..12)
+            .map(|i| vec![(i % 5) as f32 - 2.0, (i % 2) as f32])
+            .collect();
         let exact = ridge(&dense, &targets, &[1.0; 12], 0.7);
         let rows: Vec<&Sparse> = sparse.iter().collect();
         let found = sparse_ridge(&rows, &targets, 0.7, 30);

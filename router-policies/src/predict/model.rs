@@ -33,6 +33,8 @@ pub struct Model {
     pub columns: Vec<Column>,
     pub words: Linear,
     pub letters: Linear,
+    /// How many of the word scores are those of domains; they come first.
+    pub topics: u32,
     /// Softmax of the domain scores times this is P(domain).
     pub sharpness: f32,
     pub likeness: Likeness,
@@ -89,7 +91,11 @@ impl Scale {
         let deviation = |(sum, squares): &(f64, f64)| {
             let variance = squares / count - (sum / count).powi(2);
             // A feature that never varied says nothing where it varies for the first time.
-            if variance > 1e-9 { variance.sqrt() as f32 } else { 1.0 }
+            if variance > 1e-9 {
+                variance.sqrt() as f32
+            } else {
+                1.0
+            }
         };
         Self {
             deviation: moments.iter().map(deviation).collect(),
@@ -100,7 +106,9 @@ impl Scale {
     /// Deviations from the mean, held within ±4 so that no odd prompt leads a line far astray.
     pub fn apply(&self, row: &[f32]) -> Vec<f32> {
         let scaled = row.iter().zip(&self.mean).zip(&self.deviation);
-        scaled.map(|((value, mean), deviation)| ((value - mean) / deviation).clamp(-4.0, 4.0)).collect()
+        scaled
+            .map(|((value, mean), deviation)| ((value - mean) / deviation).clamp(-4.0, 4.0))
+            .collect()
     }
 }
 
@@ -119,10 +127,15 @@ pub struct Likeness {
 }
 
 /// Shares of the training prompts at which the tails of likeness are kept.
-pub const SHARES: [f32; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0];
+pub(super) const SHARES: [f32; 12] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0,
+];
 
 /// A share of the training prompts this small is half familiar.
 const HALF: f32 = 0.01;
+
+/// A prompt whose domain is likelier than not is not doubtful, however sure training prompts were of theirs.
+const SURE: f32 = 0.5;
 
 impl Likeness {
     /// Squared distance to each domain.
@@ -135,10 +148,12 @@ impl Likeness {
         self.centres.iter().map(to).collect()
     }
 
-    /// 0 … 1, a half where 1 % of the training prompts were as odd.
-    pub fn familiarity(&self, nearest: f32, surest: f32) -> f32 {
+    /// 0 … 1, a half where 1 % of the training prompts were as odd. `surest`: the highest P(domain), where the nearest
+    /// domain is one that words were trained to tell.
+    pub fn familiarity(&self, nearest: f32, surest: Option<f32>) -> f32 {
         let far = tail_share(&self.tail, |kept| nearest >= kept);
-        let unsure = tail_share(&self.doubt, |kept| surest <= kept);
+        let doubtful = surest.filter(|surest| *surest < SURE);
+        let unsure = doubtful.map_or(1.0, |surest| tail_share(&self.doubt, |kept| surest <= kept));
         let share = far.min(unsure);
         share / (share + HALF)
     }
@@ -191,7 +206,7 @@ pub struct Answer {
 }
 
 /// Ease, direct, forest, rates.
-pub const PARTS: usize = 4;
+pub(super) const PARTS: usize = 4;
 
 /// Each estimator's P(success) by column, and of the ease its disagreement among replicates.
 pub struct Parts {
@@ -202,9 +217,14 @@ pub struct Parts {
 impl Family {
     /// How easy the prompt is, as a deviation from the family's mean, by each of the lines.
     pub fn eases(&self, row: &[f32], scaled: &[f32]) -> Vec<f32> {
-        let letters = self.letters.and_then(|(at, share)| Some((row.get(usize::from(at))?, share)));
+        let letters = self
+            .letters
+            .and_then(|(at, share)| Some((row.get(usize::from(at))?, share)));
         let (score, share) = letters.map_or((0.0, 0.0), |(score, share)| (*score, share));
-        self.ease.iter().map(|line| (1.0 - share) * dot(line, scaled) + share * score).collect()
+        self.ease
+            .iter()
+            .map(|line| (1.0 - share) * dot(line, scaled) + share * score)
+            .collect()
     }
 
     /// `row`: a dense vector; `domains`: P(domain) over all domains of the model.
@@ -212,21 +232,42 @@ impl Family {
         let scaled = self.scale.apply(row);
         let eases = self.eases(row, &scaled);
         let ease = eases.first().copied().unwrap_or_default();
-        let spread = (eases.iter().map(|e| (e - ease).powi(2)).sum::<f32>() / eases.len().max(1) as f32).sqrt();
-        let own: Vec<f32> = self.domains.iter().map(|at| domains.get(usize::from(*at)).copied().unwrap_or(0.0)).collect();
-        let total: f32 = own.iter().sum::<f32>() + 1e-9;
+        let spread =
+            (eases.iter().map(|e| (e - ease).powi(2)).sum::<f32>() / eases.len().max(1) as f32).sqrt();
+        // Domains without a word score of their own count by their rows.
+        let rows = self.rates.iter().map(|(_, rows)| *rows as f32 * 1e-9);
+        let own: Vec<f32> = self
+            .domains
+            .iter()
+            .zip(rows)
+            .map(|(at, rows)| domains.get(usize::from(*at)).copied().unwrap_or(0.0) + rows)
+            .collect();
+        let total: f32 = own.iter().sum::<f32>().max(1e-12);
         let mut rates = vec![0.0; self.columns.len()];
         for (share, (domain, _)) in own.iter().zip(&self.rates) {
-            rates.iter_mut().zip(domain).for_each(|(sum, rate)| *sum += share / total * rate);
+            rates
+                .iter_mut()
+                .zip(domain)
+                .for_each(|(sum, rate)| *sum += share / total * rate);
         }
         Parts {
             by_part: [
-                self.slopes.iter().map(|(at_mean, slope)| at_mean + slope * ease).collect(),
-                self.direct.iter().map(|(line, constant)| constant + dot(line, &scaled)).collect(),
+                self.slopes
+                    .iter()
+                    .map(|(at_mean, slope)| at_mean + slope * ease)
+                    .collect(),
+                self.direct
+                    .iter()
+                    .map(|(line, constant)| constant + dot(line, &scaled))
+                    .collect(),
                 self.forest.ask(&scaled),
                 rates,
             ],
-            spread: self.slopes.iter().map(|(_, slope)| (slope * spread).abs()).collect(),
+            spread: self
+                .slopes
+                .iter()
+                .map(|(_, slope)| (slope * spread).abs())
+                .collect(),
         }
     }
 
@@ -250,13 +291,19 @@ impl Family {
         let rows: u32 = self.rates.iter().map(|(_, rows)| rows).sum();
         let mut answer = Answer::default();
         for (at, (spread, mixture)) in parts.spread.iter().zip(&self.mixture).enumerate() {
-            let opinions = parts.by_part.iter().zip(mixture).map(|(part, share)| (part[at], share));
+            let opinions = parts
+                .by_part
+                .iter()
+                .zip(mixture)
+                .map(|(part, share)| (part[at], share));
             let leaning: f32 = opinions.clone().map(|(p, share)| p * share).sum();
             let disagreement: f32 = opinions.map(|(p, share)| share * (p - leaning).powi(2)).sum();
             let p = leaning.clamp(0.02, 0.98);
             let sampling = p * (1.0 - p) / rows.max(1) as f32;
             answer.leaning.push(leaning);
-            answer.error.push((disagreement + spread.powi(2) + sampling).sqrt());
+            answer
+                .error
+                .push((disagreement + spread.powi(2) + sampling).sqrt());
         }
         answer
     }
@@ -273,17 +320,20 @@ impl Model {
     }
 }
 
-pub fn softmax(scores: &[f32], sharpness: f32) -> Vec<f32> {
+pub(super) fn softmax(scores: &[f32], sharpness: f32) -> Vec<f32> {
     let most = scores.iter().copied().fold(f32::MIN, f32::max);
-    let raised: Vec<f32> = scores.iter().map(|score| ((score - most) * sharpness).exp()).collect();
+    let raised: Vec<f32> = scores
+        .iter()
+        .map(|score| ((score - most) * sharpness).exp())
+        .collect();
     let total: f32 = raised.iter().sum();
     raised.into_iter().map(|value| value / total).collect()
 }
 
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-pub fn mean(values: &[f32]) -> f32 {
+pub(super) fn mean(values: &[f32]) -> f32 {
     values.iter().sum::<f32>() / values.len().max(1) as f32
 }

@@ -9,7 +9,7 @@ use super::model::{Linear, mean, softmax};
 use super::train::{Domains, Example, Recipe};
 use super::words::{Grain, Sparse, rarity};
 
-pub struct Text {
+pub(super) struct Text {
     pub words: Linear,
     pub letters: Linear,
     pub sharpness: f32,
@@ -27,12 +27,18 @@ struct Seen {
 impl Seen {
     fn of(grain: Grain, examples: &[Example]) -> Self {
         let rarity = rarity(grain, examples.iter().map(|e| e.text.as_str()));
-        Self { sparse: examples.iter().map(|e| Sparse::of(grain, &e.text, &rarity)).collect(), rarity }
+        Self {
+            sparse: examples
+                .iter()
+                .map(|e| Sparse::of(grain, &e.text, &rarity))
+                .collect(),
+            rarity,
+        }
     }
 }
 
 /// `families`: the rows of each family and their outcomes; `fold`: by row.
-pub fn learn(
+pub(super) fn learn(
     examples: &[Example],
     domains: &Domains,
     families: &[(Vec<usize>, Rows)],
@@ -49,19 +55,36 @@ pub fn learn(
     let mut by_family = Vec::new();
     for (place, (at, rows)) in families.iter().enumerate() {
         let mut targets = vec![vec![0.0]; examples.len()];
-        at.iter().zip(rows.letter_target()).for_each(|(row, ease)| targets[*row] = vec![ease]);
+        at.iter()
+            .zip(rows.letter_target())
+            .for_each(|(row, ease)| targets[*row] = vec![ease]);
         let fit = |keep: &[usize]| quantised(&letters, keep, &targets, (recipe.letter_penalty, recipe.steps));
         let own = held_out(&letters, at, fold, &fit);
         by_family.push(fit(at));
         let whole = by_family.last();
         for (row, slots) in letter_scores.iter_mut().enumerate() {
             // Rows of other families were never trained on here.
-            let score = if own[row].is_empty() { whole.map(|w| w.scores(&letters.sparse[row])) } else { None };
-            slots[place] = score.as_ref().unwrap_or(&own[row]).first().copied().unwrap_or_default();
+            let score = if own[row].is_empty() {
+                whole.map(|w| w.scores(&letters.sparse[row]))
+            } else {
+                None
+            };
+            slots[place] = score
+                .as_ref()
+                .unwrap_or(&own[row])
+                .first()
+                .copied()
+                .unwrap_or_default();
         }
     }
     let sharpness = sharpness(&word_scores, domains);
-    Text { words: fit_words(&all), letters: side_by_side(by_family, letters.rarity), sharpness, word_scores, letter_scores }
+    Text {
+        words: fit_words(&all),
+        letters: side_by_side(by_family, letters.rarity),
+        sharpness,
+        word_scores,
+        letter_scores,
+    }
 }
 
 /// Domain of the row one-hot, then each model's outcome where a family has few of them.
@@ -104,24 +127,42 @@ fn quantised(seen: &Seen, keep: &[usize], targets: &[Vec<f32>], search: (f32, us
     let middle = |output: usize| mean(&targets.iter().map(|target| target[output]).collect::<Vec<f32>>());
     let bias: Vec<f32> = (0..outputs).map(middle).collect();
     for target in &mut targets {
-        target.iter_mut().zip(&bias).for_each(|(value, mean)| *value -= mean);
+        target
+            .iter_mut()
+            .zip(&bias)
+            .for_each(|(value, mean)| *value -= mean);
     }
     let weights = sparse_ridge(&rows, &targets, search.0, search.1);
     let mut step = vec![1e-12_f32; outputs];
     for row in weights.chunks(outputs.max(1)) {
-        step.iter_mut().zip(row).for_each(|(most, value)| *most = most.max(value.abs() / 127.0));
+        step.iter_mut()
+            .zip(row)
+            .for_each(|(most, value)| *most = most.max(value.abs() / 127.0));
     }
     let weights = weights
         .chunks(outputs.max(1))
-        .flat_map(|row| row.iter().zip(&step).map(|(value, step)| (value / step).round() as i8))
+        .flat_map(|row| {
+            row.iter()
+                .zip(&step)
+                .map(|(value, step)| (value / step).round() as i8)
+        })
         .collect();
-    Linear { rarity: seen.rarity.clone(), weights, step, bias }
+    Linear {
+        rarity: seen.rarity.clone(),
+        weights,
+        step,
+        bias,
+    }
 }
 
 /// Single outputs as one linear map.
 fn side_by_side(parts: Vec<Linear>, rarity: Vec<f32>) -> Linear {
     let weights = (0..rarity.len())
-        .flat_map(|bucket| parts.iter().map(move |part| part.weights.get(bucket).copied().unwrap_or_default()))
+        .flat_map(|bucket| {
+            parts
+                .iter()
+                .map(move |part| part.weights.get(bucket).copied().unwrap_or_default())
+        })
         .collect();
     Linear {
         weights,
@@ -136,8 +177,12 @@ fn sharpness(word_scores: &[Vec<f32>], domains: &Domains) -> f32 {
     let count = domains.names.len();
     let likelihood = |sharpness: f32| -> f64 {
         let rows = word_scores.iter().zip(&domains.of_row);
-        rows.map(|(scores, domain)| f64::from(softmax(&scores[..count], sharpness)[*domain].max(1e-9).ln())).sum()
+        rows.map(|(scores, domain)| f64::from(softmax(&scores[..count], sharpness)[*domain].max(1e-9).ln()))
+            .sum()
     };
     let candidates = (2..=30).map(|step| step as f32);
-    candidates.map(|s| (likelihood(s), s)).fold((f64::MIN, 1.0), |a, b| if b.0 > a.0 { b } else { a }).1
+    candidates
+        .map(|s| (likelihood(s), s))
+        .fold((f64::MIN, 1.0), |a, b| if b.0 > a.0 { b } else { a })
+        .1
 }

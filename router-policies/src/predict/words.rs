@@ -4,17 +4,17 @@
 //! back), models, outcomes. Invariants: the same text gives the same vector on every machine; each bucket comes once.
 
 /// Buckets of the vector. A power of two.
-pub const BUCKETS: usize = 1 << 15;
+pub(super) const BUCKETS: usize = 1 << 15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenKind {
+pub(super) enum TokenKind {
     Word,
     Number,
     Symbol,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Token<'t> {
+pub(super) struct Token<'t> {
     pub kind: TokenKind,
     pub text: &'t str,
     /// Of the text in lower case.
@@ -29,7 +29,8 @@ fn step(hash: u64, byte: u8) -> u64 {
 }
 
 fn hash(text: &str) -> u64 {
-    text.bytes().fold(SEED, |hash, byte| step(hash, byte.to_ascii_lowercase()))
+    text.bytes()
+        .fold(SEED, |hash, byte| step(hash, byte.to_ascii_lowercase()))
 }
 
 /// FNV leaves the low bits weak; this spreads them.
@@ -39,7 +40,7 @@ fn spread(hash: u64) -> u64 {
 }
 
 /// Words (letters, digits after a letter, underscores), numbers (with inner dots and commas), single symbols.
-pub fn tokens(text: &str) -> impl Iterator<Item = Token<'_>> {
+pub(super) fn tokens(text: &str) -> impl Iterator<Item = Token<'_>> {
     let mut rest = text;
     std::iter::from_fn(move || {
         rest = rest.trim_start();
@@ -54,7 +55,11 @@ pub fn tokens(text: &str) -> impl Iterator<Item = Token<'_>> {
         };
         let (text, after) = rest.split_at(end);
         rest = after;
-        Some(Token { kind, text, hash: hash(text) })
+        Some(Token {
+            kind,
+            text,
+            hash: hash(text),
+        })
     })
 }
 
@@ -75,7 +80,10 @@ struct Tally {
 
 impl Tally {
     fn new() -> Self {
-        Self { counts: vec![0; BUCKETS], seen: Vec::new() }
+        Self {
+            counts: vec![0; BUCKETS],
+            seen: Vec::new(),
+        }
     }
 
     fn add(&mut self, hash: u64) {
@@ -136,7 +144,11 @@ fn letters(text: &str) -> Vec<(u32, u16)> {
     let mut tally = Tally::new();
     let (mut window, mut length) = (0_u32, 0_u32);
     for byte in text.bytes() {
-        let byte = if byte.is_ascii_whitespace() { b' ' } else { byte.to_ascii_lowercase() };
+        let byte = if byte.is_ascii_whitespace() {
+            b' '
+        } else {
+            byte.to_ascii_lowercase()
+        };
         if byte == b' ' && window & 0xff == u32::from(b' ') {
             continue;
         }
@@ -151,7 +163,7 @@ fn letters(text: &str) -> Vec<(u32, u16)> {
 }
 
 /// Inverse document frequencies, learned from the training prompts. 0 where a bucket is too rare to mean anything.
-pub fn rarity<'t>(grain: Grain, texts: impl Iterator<Item = &'t str>) -> Vec<f32> {
+pub(super) fn rarity<'t>(grain: Grain, texts: impl Iterator<Item = &'t str>) -> Vec<f32> {
     let mut frequency = vec![0_u32; BUCKETS];
     let mut count = 0_u32;
     for text in texts {
@@ -191,7 +203,11 @@ impl Sparse {
                 (weight > 0.0).then(|| (bucket, damped(count) * weight))
             })
             .collect();
-        let length = entries.iter().map(|(_, weight)| weight * weight).sum::<f32>().sqrt();
+        let length = entries
+            .iter()
+            .map(|(_, weight)| weight * weight)
+            .sum::<f32>()
+            .sqrt();
         if length > 0.0 {
             entries.iter_mut().for_each(|(_, weight)| *weight /= length);
         }
@@ -211,8 +227,14 @@ mod tests {
     #[test]
     fn tokens_are_words_numbers_and_symbols() {
         use TokenKind::{Number, Symbol, Word};
-        let expected =
-            [(Word, "x_1"), (Symbol, "="), (Number, "1,250.5"), (Symbol, "."), (Word, "Größe"), (Symbol, "€")];
+        let expected = [
+            (Word, "x_1"),
+            (Symbol, "="),
+            (Number, "1,250.5"),
+            (Symbol, "."),
+            (Word, "Größe"),
+            (Symbol, "€"),
+        ];
         assert_eq!(kinds("x_1 = 1,250.5. Größe €"), expected);
     }
 
