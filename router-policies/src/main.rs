@@ -3,6 +3,7 @@
 mod tool;
 
 use clap::{Parser, Subcommand};
+use router_policies::eval;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +31,10 @@ enum Command {
     Diff { old: PathBuf, new: PathBuf },
     /// Rule again on recorded traffic: money, refusals, class shifts, expected success, and what flips.
     Replay(tool::replay::Replay),
+    /// Predict on recorded prompts which model is worth choosing, and compare with what happened.
+    Eval(eval::EvalArguments),
+    /// Learn how likely models are to be right, from recorded outcomes.
+    Train(eval::TrainArguments),
     /// Print the JSON schema of the policy document.
     Schema,
 }
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
         Command::Explain(explain) => explain.run(format, &mut out),
         Command::Diff { old, new } => tool::diff(&old, &new, format, &mut out),
         Command::Replay(replay) => replay.run(format, &mut out),
+        Command::Eval(arguments) => eval::eval(&arguments, &mut out).map(|()| tool::Verdict::Good),
+        Command::Train(arguments) => eval::train(&arguments, &mut out).map(|()| tool::Verdict::Good),
         Command::Schema => tool::schema(&mut out),
     };
     let ended = out.flush();
