@@ -17,6 +17,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const BACK_OFF: Duration = Duration::from_millis(50);
 /// A store that has not answered for so long is away.
 const SILENCE: Duration = Duration::from_secs(3);
+/// How often old rows end and partitions are made.
+const UPKEEP: Duration = Duration::from_secs(3600);
 /// A node that has not been heard of for so long does not share in what is free.
 const ABSENT_US: i64 = 5_000_000;
 
@@ -36,6 +38,8 @@ pub struct Leases {
     pub when_away: WhenAway,
     /// A node that has been silent for so long is given up: what it had leased counts as spent until it comes back.
     pub lapse_after: Duration,
+    /// For how many days requests and attempts are kept; for good where there is no number.
+    pub keep_days: Option<u32>,
 }
 
 impl Default for Leases {
@@ -43,6 +47,7 @@ impl Default for Leases {
         Self {
             when_away: WhenAway::FailClosed,
             lapse_after: Duration::from_secs(600),
+            keep_days: None,
         }
     }
 }
@@ -70,6 +75,7 @@ struct Task {
     leases: Leases,
     nodes: u32,
     version: i64,
+    next_upkeep: Instant,
 }
 
 impl Keeper {
@@ -84,6 +90,7 @@ impl Keeper {
             leases,
             nodes: 1,
             version,
+            next_upkeep: Instant::now() + UPKEEP,
         };
         task.spawn(state.run(closed));
         Self {
@@ -200,6 +207,13 @@ impl Task {
 
     /// Says that this node lives, and hears what is new.
     async fn beat(&mut self) {
+        if Instant::now() >= self.next_upkeep {
+            self.next_upkeep = Instant::now() + UPKEEP;
+            let now_us = (self.desk.clock)();
+            if let Err(error) = self.desk.store.upkeep(now_us, self.leases.keep_days).await {
+                tracing::warn!(%error, "the store could not be tidied; it is tried again in an hour");
+            }
+        }
         match timeout(SILENCE, self.hear()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.away(error.to_string()),

@@ -13,6 +13,7 @@ mod read;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 pub use billed::{Billed, BilledLine, billed};
 pub(crate) use definitions::Source;
