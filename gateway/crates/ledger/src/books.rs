@@ -605,9 +605,25 @@ impl Books {
         }
     }
 
-    /// The store did not answer: what was wanted is wanted still.
+    /// The store did not do it: what was to be given back is here still.
+    pub(crate) fn undone(&mut self, asks: &[LeaseAsk]) {
+        for ask in asks.iter().filter(|ask| !ask.give_back.is_zero()) {
+            if let Some(position) = self.by_id.get(&ask.cell.budget)
+                && let Some(cell) = self.budgets[*position].cell(ask.cell.window.starts_us)
+            {
+                cell.granted = cell.granted.plus(ask.give_back);
+            }
+        }
+        self.unheard();
+    }
+
+    /// The store did not answer: what was wanted is wanted still, and those who wait may want to know. What was to be given
+    /// back may have been; the next answer tells.
     pub(crate) fn unheard(&mut self) {
         self.wanting = true;
+        self.budgets
+            .iter()
+            .for_each(|state| state.released.notify_waiters());
     }
 
     /// The store is away: lets out up to `allowance` in each budget window that has none left, on the node's own account.

@@ -235,7 +235,11 @@ impl Ledger {
             let told = short.told;
             if tokio::time::timeout_at(deadline, told).await.is_err() {
                 released.notify_one();
-                return Err(denied());
+                return Err(self
+                    .0
+                    .keeper
+                    .problem()
+                    .map_or_else(denied, |problem| Denied::Store { problem }));
             }
         }
     }

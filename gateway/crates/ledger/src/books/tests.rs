@@ -322,7 +322,7 @@ impl World {
             exclusive: false,
         });
         if self.store.lapsed.contains(&at) {
-            return node.books.unheard();
+            return node.books.undone(&asks);
         }
         let states = self.store.lease(at, &asks, count);
         if lost {
