@@ -97,6 +97,7 @@ async fn serve(
         .spawn(Ledger::open(settings))
         .await?
         .context("the ledger cannot be opened")?;
+    let mut alerts = ledger.alerts();
     let (cut_all, cut) = watch::channel(false);
     let (stop_all, stop) = watch::channel(false);
     let options = Gateway::server_options();
@@ -117,6 +118,14 @@ async fn serve(
     });
 
     let mut tasks = JoinSet::new();
+    if let Some(mut alerts) = alerts.take() {
+        tasks.spawn(async move {
+            while let Some(alert) = alerts.recv().await {
+                let ledger::Alert { budget, threshold, spent, limit, .. } = alert;
+                tracing::warn!(budget, threshold, %spent, %limit, "a budget has passed one of its thresholds");
+            }
+        });
+    }
     let mut out = std::io::stdout();
     let mut certificates = Vec::new();
     for listener in listeners {

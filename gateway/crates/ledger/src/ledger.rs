@@ -68,8 +68,6 @@ pub struct Ask<'a> {
     pub want: Money,
     /// Below this the request cannot start.
     pub least: Money,
-    /// The workflow that the request belongs to, where that is not the key's own.
-    pub workflow: Option<&'a Arc<str>>,
     /// What the caller declared, for budgets on labels.
     pub labels: &'a [(Box<str>, Box<str>)],
     /// How long to wait where money is not spent, but held by requests that run now.
@@ -131,6 +129,9 @@ impl Ledger {
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let (journal, left) = Journal::open(&settings.journal, settings.fsync)?;
         let store = Store::open(&settings.database, journal.node().clone()).await?;
+        store
+            .upkeep((settings.clock)(), settings.leases.keep_days)
+            .await?;
         let was_lapsed = store.register().await?;
         replay(&store, crash::recover(left.entries), was_lapsed).await?;
         for segment in left.segments {
@@ -203,7 +204,7 @@ impl Ledger {
         loop {
             let (reserved, wanting) = {
                 let mut books = self.books();
-                let path = books.path(&who.account, ask.workflow, ask.labels);
+                let path = books.path(&who.account, ask.labels);
                 let reserved = books.reserve(path, (ask.want, ask.least), ask.now_unix_us);
                 (reserved, books.is_wanting())
             };
@@ -234,7 +235,11 @@ impl Ledger {
             let told = short.told;
             if tokio::time::timeout_at(deadline, told).await.is_err() {
                 released.notify_one();
-                return Err(denied());
+                return Err(self
+                    .0
+                    .keeper
+                    .problem()
+                    .map_or_else(denied, |problem| Denied::Store { problem }));
             }
         }
     }
@@ -250,7 +255,7 @@ impl Ledger {
     /// The budgets on the principal's path.
     pub fn balances(&self, who: &Principal, now_unix_us: i64) -> Vec<Balance> {
         let mut books = self.books();
-        let path = books.path(&who.account, None, &[]);
+        let path = books.path(&who.account, &[]);
         books.balances(&path, now_unix_us)
     }
 
