@@ -75,7 +75,8 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
     })
     .await?;
     let rules = rulebook(&mut config, policy)?;
-    let records = Records::open(config.records.as_deref())?;
+    let memory = Memory::default();
+    let records = Records::open(config.records.as_deref(), &memory)?;
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
@@ -97,7 +98,7 @@ async fn serve(mut config: Config, policy: (Policy, String), bookkeeping: &Handl
     let gateway = Arc::new(Gateway {
         config,
         rules,
-        memory: Memory::default(),
+        memory,
         records,
         ledger,
         meters,
