@@ -5,7 +5,6 @@ use crate::upstream::Upstream;
 use exchange::{Charge, Conversation, Dialect, Facts, Money, Offer, Rate, TokenClass, Usage, UsageSource};
 use meter::ModelPrice;
 use router_policies::Policy;
-use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -393,7 +392,7 @@ impl Fleet {
         &self.deployments[index]
     }
 
-    pub(crate) fn offers(&self, facts: &Facts) -> SmallVec<[Offer; 8]> {
+    pub(crate) fn offers(&self, facts: &Facts) -> Vec<Offer> {
         self.deployments
             .iter()
             .map(|deployment| deployment.offer(facts))
