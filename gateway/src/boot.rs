@@ -4,6 +4,7 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
+use crate::fleet::{Billed, Price};
 use crate::gateway::Gateway;
 use crate::limits::RateLimits;
 use crate::listen::{Certificate, Listener};
@@ -16,7 +17,7 @@ use crate::telemetry::{self, Meters, ShareMeters};
 use crate::upstream::Upstream;
 use anyhow::Context;
 use ledger::Ledger;
-use router_policies::Policy;
+use router_policies::{Finding, Policy};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +34,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// How often the policy's file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Everything that a configuration and a policy must agree on, without starting anything.
-pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
+/// Everything that a configuration and a policy must agree on, without starting anything. What lint finds, with the
+/// configuration's prices, is returned.
+///
+/// # Errors
+/// They do not agree, and the gateway would not start.
+pub(crate) fn check(config: &Config, policy: &Policy, text: &str) -> anyhow::Result<Vec<Finding>> {
     // Providers are built from a second reading, since a connection pool belongs to whoever runs it.
     let known: Vec<&str> = config.providers.iter().map(|provider| &*provider.name).collect();
     for deployment in policy.deployments() {
@@ -45,7 +50,19 @@ pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
             deployment.provider
         );
     }
-    Ok(())
+    let book = prices::read(&config.prices, &config.price_lists)?;
+    let pricing = Pricing::new(book, config.unpriced_ceiling);
+    let now = clock::unix_us();
+    let priced = |provider: &str, model: &str| {
+        let known = config.providers.iter().find(|known| &*known.name == provider);
+        let billed = Billed {
+            provider: provider.into(),
+            base_url: known.map(|known| known.base.to_string()),
+            model: model.into(),
+        };
+        !matches!(pricing.price(&billed, now), Price::Unknown)
+    };
+    Ok(router_policies::lint(policy, text, Some(&priced)).findings)
 }
 
 /// Runs the gateway until SIGTERM or SIGINT.
@@ -83,7 +100,8 @@ async fn serve(
     let pricing = Arc::new(Pricing::new(book, config.unpriced_ceiling));
     let renewal = Renewal::new(path, &config, pricing.clone());
     let rules = rulebook(&mut config, policy, pricing)?;
-    let records = Records::open(config.records.as_deref())?;
+    let memory = Memory::default();
+    let records = Records::open(config.records.as_deref(), &memory)?;
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
@@ -107,7 +125,7 @@ async fn serve(
     let gateway = Arc::new(Gateway {
         config,
         rules,
-        memory: Memory::default(),
+        memory,
         records,
         ledger,
         limits,

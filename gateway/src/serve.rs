@@ -11,7 +11,7 @@ use crate::refuse::{self, refuse};
 use crate::relay::{Relayed, relay};
 use crate::rule::{Moment, Ruled, remembered, rule};
 use crate::rules::Rules;
-use crate::settle::settle;
+use crate::settle::{Settled, settle};
 use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
 use dialect::Request;
@@ -19,7 +19,6 @@ use exchange::{
     Dialect, Ending, LatencyTier, Money, Phase, Record, Refusal, RequestId, Surface, Timings, ValueTier,
 };
 use ledger::{Opening, Principal, Reservation};
-use router_policies::Situation;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -72,30 +71,28 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     client.standing = pass.standing;
     let rules = gateway.rules.now();
     if let Some(said) = client.header("x-tollgate-outcome") {
-        gateway
+        let org = &who.account.org;
+        for told in gateway
             .memory
-            .outcome_of_run(&who.account.org, &request.facts, said == "success");
+            .outcome_of_run(org, &request.facts, said == "success")
+        {
+            gateway.records.outcome(told);
+        }
     }
     let moment = Moment {
         unix_s: watch.started_unix_us / 1_000_000,
         seed,
     };
-    let workflow = rules.policy.workflow_for(&Situation {
-        facts: &request.facts,
-        account: &who.account,
-        unix_s: moment.unix_s,
-        budget_left: Money::MAX,
-    });
     let mut offers = rules.fleet.offers(&request.facts);
     let reserved = {
-        let reserving = arrival.reserve(&who, &request, (&rules, &offers, workflow.as_ref()));
+        let reserving = arrival.reserve(&who, &request, (&rules, &offers));
         tokio::select! {
             biased;
             reserved = reserving => Some(reserved),
             Gone = client.gone() => None,
         }
     };
-    let mut reservation = match reserved {
+    let reservation = match reserved {
         Some(Ok(reservation)) => reservation,
         Some(Err(refusal)) => return arrival.refused(client, Some(&who), refusal).await,
         None => return arrival.left(client, &who),
@@ -117,7 +114,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     };
     timings.decided_us = watch.elapsed_us();
 
-    let mut trail = Trail::new(
+    let trail = Trail::new(
         id,
         arrival.opening(&who, &request, &profile, &decision),
         watch,
@@ -134,34 +131,49 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         watch,
         id: id.to_string(),
     };
-    let live = match attempt(&exchange, client, &mut reservation, &mut trail).await {
-        Ok(live) => live,
-        Err(stop) => return settle_stop(&exchange, client, (reservation, trail), stop).await,
-    };
-    let index = live.index;
-    // Before the answer is out: its reader may say how it came out as soon as it is.
-    note_served(&exchange, &who, id, index);
-    let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
-    remember(&exchange, &who, (index, &relayed), &trail);
-    let mut refused = None;
-    if let Some(refusal) = relayed.refusal.take() {
-        relayed.status = refuse(client, dialect, &refusal, id).await;
-        refused = Some(refusal.kind);
+    let settled = answer(&exchange, client, &who, (reservation, trail)).await;
+    if let Some(settled) = &settled {
+        pass.used(settled.tokens);
     }
-    let settled = settle(
-        rules.fleet.get(index),
-        &request.facts,
-        (reservation, trail),
-        (relayed, refused),
-        &gateway.meters,
-    );
-    pass.used(settled.tokens);
-    if let Some(mut recorded) = recorded {
+    if let Some((mut recorded, settled)) = recorded.zip(settled) {
         recorded.id = id.to_string();
         recorded.charged = settled.charged;
         recorded.latency_ms = Some(settled.total_us / 1000);
         gateway.records.decision(recorded);
     }
+}
+
+/// Tries the plan, relays what comes of it, and settles. `None`: no upstream answered.
+async fn answer(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    who: &Principal,
+    (mut reservation, mut trail): (Reservation, Trail),
+) -> Option<Settled> {
+    let live = match attempt(exchange, client, &mut reservation, &mut trail).await {
+        Ok(live) => live,
+        Err(stop) => {
+            settle_stop(exchange, client, (reservation, trail), stop).await;
+            return None;
+        }
+    };
+    let index = live.index;
+    // Before the answer is out: its reader may say how it came out as soon as it is.
+    note_served(exchange, who, trail.request, index);
+    let mut relayed = relay(exchange, client, live, &mut reservation, &mut trail).await;
+    remember(exchange, who, (index, &relayed), &trail);
+    let mut refused = None;
+    if let Some(refusal) = relayed.refusal.take() {
+        relayed.status = refuse(client, exchange.request.dialect, &refusal, trail.request).await;
+        refused = Some(refusal.kind);
+    }
+    Some(settle(
+        exchange.rules.fleet.get(index),
+        &exchange.request.facts,
+        (reservation, trail),
+        (relayed, refused),
+        &exchange.gateway.meters,
+    ))
 }
 
 /// The exchange ended before any upstream answered.
@@ -211,7 +223,7 @@ impl Arrival<'_> {
         &self,
         who: &Principal,
         request: &Request,
-        (rules, offers, workflow): (&Rules, &[exchange::Offer], Option<&Arc<str>>),
+        (rules, offers): (&Rules, &[exchange::Offer]),
     ) -> Result<Reservation, Refusal> {
         let plausible = rules.policy.plausible(&request.facts.model);
         let minimums: SmallVec<[Money; 8]> =
@@ -219,7 +231,6 @@ impl Arrival<'_> {
         let ask = ledger::Ask {
             want: minimums.iter().copied().max().unwrap_or_default(),
             least: minimums.iter().copied().min().unwrap_or_default(),
-            workflow,
             labels: &request.facts.labels,
             patience: self.gateway.config.limits.budget_wait,
             now_unix_us: self.watch.now_unix_us(),
