@@ -170,6 +170,7 @@ async fn main() {
             let ask = Ask {
                 want: Money::from_nanos(400_000),
                 least: Money::from_nanos(300_000),
+                workflow: None,
                 labels: &[],
                 patience: Duration::ZERO,
                 now_unix_us: now,

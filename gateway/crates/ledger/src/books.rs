@@ -245,13 +245,25 @@ impl Books {
             .map(|position| self.budgets[*position].budget.clone())
     }
 
-    /// The budgets above and on an account.
-    pub(crate) fn path(&self, account: &AccountPath, labels: &[(Box<str>, Box<str>)]) -> Path {
+    /// The budgets above and on an account, and on the workflow that its request belongs to.
+    pub(crate) fn path(
+        &self,
+        account: &AccountPath,
+        workflow: Option<&Arc<str>>,
+        labels: &[(Box<str>, Box<str>)],
+    ) -> Path {
         let mut path = Path::default();
         if self.budgets.is_empty() {
             return path;
         }
-        let levels = account.ancestry();
+        let mut levels = account.ancestry();
+        if let Some(workflow) = workflow.filter(|name| account.workflow.as_ref() != Some(*name)) {
+            levels.push(AccountPath {
+                workflow: Some(workflow.clone()),
+                key: None,
+                ..account.clone()
+            });
+        }
         for position in levels
             .iter()
             .filter_map(|level| self.by_account.get(level))

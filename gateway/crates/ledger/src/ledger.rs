@@ -68,6 +68,8 @@ pub struct Ask<'a> {
     pub want: Money,
     /// Below this the request cannot start.
     pub least: Money,
+    /// The workflow that the request belongs to, where that is not the key's own.
+    pub workflow: Option<&'a Arc<str>>,
     /// What the caller declared, for budgets on labels.
     pub labels: &'a [(Box<str>, Box<str>)],
     /// How long to wait where money is not spent, but held by requests that run now.
@@ -204,7 +206,7 @@ impl Ledger {
         loop {
             let (reserved, wanting) = {
                 let mut books = self.books();
-                let path = books.path(&who.account, ask.labels);
+                let path = books.path(&who.account, ask.workflow, ask.labels);
                 let reserved = books.reserve(path, (ask.want, ask.least), ask.now_unix_us);
                 (reserved, books.is_wanting())
             };
@@ -255,7 +257,7 @@ impl Ledger {
     /// The budgets on the principal's path.
     pub fn balances(&self, who: &Principal, now_unix_us: i64) -> Vec<Balance> {
         let mut books = self.books();
-        let path = books.path(&who.account, &[]);
+        let path = books.path(&who.account, None, &[]);
         books.balances(&path, now_unix_us)
     }
 

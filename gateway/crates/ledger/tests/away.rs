@@ -57,6 +57,7 @@ fn ask(nanos: i64, patience: Duration) -> Ask<'static> {
     Ask {
         want: Money::from_nanos(nanos),
         least: Money::from_nanos(nanos),
+        workflow: None,
         labels: &[],
         patience,
         now_unix_us: NOW,

@@ -68,6 +68,7 @@ fn ask(nanos: i64) -> Ask<'static> {
     Ask {
         want: Money::from_nanos(nanos),
         least: Money::from_nanos(nanos),
+        workflow: None,
         labels: &[],
         patience: Duration::from_millis(50),
         now_unix_us: NOW,

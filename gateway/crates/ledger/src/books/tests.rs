@@ -369,7 +369,7 @@ impl World {
                 ci,
             } => {
                 let who = account(if ci { "ci" } else { "other" });
-                let path = node.books.path(&who, &[]);
+                let path = node.books.path(&who, None, &[]);
                 let class = if frontier {
                     BackendClass::Frontier
                 } else {
@@ -515,7 +515,7 @@ fn a_request_stays_in_the_window_in_which_it_was_admitted() {
     world.round(0, true, false);
     let take = |world: &mut World, now| {
         let node = &mut world.nodes[0];
-        let path = node.books.path(&account("other"), &[]);
+        let path = node.books.path(&account("other"), None, &[]);
         node.books.reserve(path, (money(100), money(100)), now)
     };
     let short = take(&mut world, NOW).unwrap_err();
@@ -544,7 +544,7 @@ fn what_is_spent_is_hopeless_and_what_is_held_is_not() {
     let mut world = World::new(1);
     let reserve = |world: &mut World, amount| {
         let node = &mut world.nodes[0];
-        let path = node.books.path(&account("other"), &[]);
+        let path = node.books.path(&account("other"), None, &[]);
         node.books.reserve(path, (money(amount), money(amount)), NOW)
     };
     world.round(0, true, false);
