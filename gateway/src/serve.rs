@@ -19,6 +19,7 @@ use exchange::{
     Dialect, Ending, LatencyTier, Money, Phase, Record, Refusal, RequestId, Surface, Timings, ValueTier,
 };
 use ledger::{Opening, Principal, Reservation};
+use router_policies::Situation;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -83,9 +84,15 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: watch.started_unix_us / 1_000_000,
         seed,
     };
+    let workflow = rules.policy.workflow_for(&Situation {
+        facts: &request.facts,
+        account: &who.account,
+        unix_s: moment.unix_s,
+        budget_left: Money::MAX,
+    });
     let mut offers = rules.fleet.offers(&request.facts);
     let reserved = {
-        let reserving = arrival.reserve(&who, &request, (&rules, &offers));
+        let reserving = arrival.reserve(&who, &request, (&rules, &offers, workflow.as_ref()));
         tokio::select! {
             biased;
             reserved = reserving => Some(reserved),
@@ -223,7 +230,7 @@ impl Arrival<'_> {
         &self,
         who: &Principal,
         request: &Request,
-        (rules, offers): (&Rules, &[exchange::Offer]),
+        (rules, offers, workflow): (&Rules, &[exchange::Offer], Option<&Arc<str>>),
     ) -> Result<Reservation, Refusal> {
         let plausible = rules.policy.plausible(&request.facts.model);
         let minimums: SmallVec<[Money; 8]> =
@@ -231,6 +238,7 @@ impl Arrival<'_> {
         let ask = ledger::Ask {
             want: minimums.iter().copied().max().unwrap_or_default(),
             least: minimums.iter().copied().min().unwrap_or_default(),
+            workflow,
             labels: &request.facts.labels,
             patience: self.gateway.config.limits.budget_wait,
             now_unix_us: self.watch.now_unix_us(),
