@@ -17,7 +17,7 @@ done
 
 need=()
 command -v cmake >/dev/null || need+=(cmake)
-command -v cc >/dev/null || need+=(build-essential)
+{ command -v cc && command -v make; } >/dev/null || need+=(build-essential)
 command -v pkg-config >/dev/null || need+=(pkg-config)
 command -v curl >/dev/null || need+=(curl)
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3 python3-venv)

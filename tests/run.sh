@@ -7,7 +7,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 need=()
 command -v cmake >/dev/null || need+=(cmake)
-command -v cc >/dev/null || need+=(build-essential)
+{ command -v cc && command -v make; } >/dev/null || need+=(build-essential)
 command -v pkg-config >/dev/null || need+=(pkg-config)
 command -v curl >/dev/null || need+=(curl)
 command -v redis-server >/dev/null || need+=(redis-server)

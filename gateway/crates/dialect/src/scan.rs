@@ -4,6 +4,7 @@
 //! parser. Knows nothing of what the fields mean. The text must be UTF-8; its reader checks that once.
 
 use std::ops::Range;
+use wide::{CmpEq, CmpLt, u8x32};
 
 /// The deepest nesting, which is also the deepest that a translation can parse.
 const DEPTH: u32 = 127;
@@ -62,8 +63,9 @@ impl<'a> Cursor<'a> {
                     self.at += 1;
                     return Ok(start..self.at - 1);
                 }
-                // Escapes come in runs.
+                // Escapes come in runs, and where there is one there are more.
                 Some(b'\\') => {
+                    self.at += escaped_prefix(&self.text[self.at..]);
                     while self.text.get(self.at) == Some(&b'\\') {
                         self.escape()?;
                     }
@@ -235,6 +237,41 @@ fn plain_prefix(text: &[u8]) -> usize {
     }
 }
 
+/// The length of the whole blocks at the beginning of `text` that hold nothing but plain bytes and escapes of two bytes,
+/// less a backslash that the last of them ends in. Looks at a block at once: a branch for each escape is mispredicted
+/// more often than not. The masks of escaped bytes are found as in Langdale and Lemire, "Parsing Gigabytes of JSON per
+/// Second" (2019), section 3.1.1.
+fn escaped_prefix(text: &[u8]) -> usize {
+    let (mut at, mut carry) = (0, 0);
+    while let Some(block) = text.get(at..).and_then(<[u8]>::first_chunk::<32>) {
+        let bytes = u8x32::new(*block);
+        let mask = |byte: u8| bytes.simd_eq(u8x32::splat(byte)).to_bitmask();
+        let (escaped, next) = escaped(mask(b'\\'), carry);
+        let ends = mask(b'"') & !escaped;
+        let control = bytes.simd_lt(u8x32::splat(0x20)).to_bitmask();
+        if ends | control != 0 {
+            break;
+        }
+        let valid = b"\"\\/bfnrt".iter().fold(0, |valid, byte| valid | mask(*byte));
+        if escaped & !valid != 0 {
+            break;
+        }
+        (at, carry) = (at + 32, next);
+    }
+    at - carry as usize
+}
+
+/// Which bytes of a block are escaped, by the mask of its backslashes; `carry` is 1 where the one before it ended in a
+/// backslash that escapes, as it will be for the next.
+const fn escaped(backslashes: u32, carry: u32) -> (u32, u32) {
+    const EVEN: u32 = 0x5555_5555;
+    let backslashes = backslashes & !carry;
+    let follows = (backslashes << 1) | carry;
+    let odd_starts = backslashes & !EVEN & !follows;
+    let (sequences, overflow) = odd_starts.overflowing_add(backslashes);
+    ((EVEN ^ (sequences << 1)) & follows, overflow as u32)
+}
+
 const fn special(byte: u8) -> bool {
     (byte == b'"') | (byte == b'\\') | (byte < 0x20)
 }
@@ -363,6 +400,32 @@ mod tests {
             }
             let inside = written.len() - 2;
             prop_assert_eq!(string_lengths(&written.as_bytes()[1..]), Some((inside, text.len())));
+        }
+    }
+
+    /// The naive reading of escapes, block by block.
+    fn reference_escaped(backslashes: u32, carry: u32) -> (u32, u32) {
+        let (mut escaped, mut pending) = (0, carry == 1);
+        for bit in 0..32 {
+            let is_escaped = pending;
+            pending = !is_escaped && backslashes >> bit & 1 == 1;
+            escaped |= u32::from(is_escaped) << bit;
+        }
+        (escaped, u32::from(pending))
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_bytes_are_those_that_a_reader_finds(backslashes in prop::num::u32::ANY, dense in any::<bool>(), carry in 0u32..2) {
+            let backslashes = if dense { backslashes | backslashes.rotate_left(7) | backslashes.rotate_left(13) } else { backslashes };
+            prop_assert_eq!(escaped(backslashes, carry), reference_escaped(backslashes, carry));
+        }
+
+        /// Long strings, so that whole blocks are skipped, with every way to end or to be wrong.
+        #[test]
+        fn long_strings_with_escapes_are_read_as_the_reference_does(pieces in prop::collection::vec(
+            prop::sample::select(vec!["plain text ", "\\n", "\\\\", "\\\"", "\\/", "\\u00e9", "x", "\\\\\\\\", "é", "\"", "\\x", "\u{1}"]), 0..60)) {
+            check(format!("\"{}\"", pieces.concat()).as_bytes());
         }
     }
 
