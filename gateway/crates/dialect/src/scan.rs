@@ -4,7 +4,7 @@
 //! parser. Knows nothing of what the fields mean. The text must be UTF-8; its reader checks that once.
 
 use std::ops::Range;
-use wide::{CmpEq, CmpLt, u8x32};
+use wide::u8x32;
 
 /// The deepest nesting, which is also the deepest that a translation can parse.
 const DEPTH: u32 = 127;
