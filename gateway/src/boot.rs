@@ -83,7 +83,8 @@ async fn serve(
     let pricing = Arc::new(Pricing::new(book, config.unpriced_ceiling));
     let renewal = Renewal::new(path, &config, pricing.clone());
     let rules = rulebook(&mut config, policy, pricing)?;
-    let records = Records::open(config.records.as_deref())?;
+    let memory = Memory::default();
+    let records = Records::open(config.records.as_deref(), &memory)?;
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
@@ -106,7 +107,7 @@ async fn serve(
     let gateway = Arc::new(Gateway {
         config,
         rules,
-        memory: Memory::default(),
+        memory,
         records,
         ledger,
         limits,

@@ -48,6 +48,17 @@ struct Served {
     told: bool,
 }
 
+/// An outcome as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Told {
+    pub(crate) org: Arc<str>,
+    pub(crate) workflow: Arc<str>,
+    pub(crate) deployment: Arc<str>,
+    pub(crate) success: bool,
+    /// The first outcome told of its request.
+    pub(crate) is_new: bool,
+}
+
 /// What a caller says of an answer.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,13 +108,17 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
     }
 }
 
+/// By deployment.
+pub(crate) type Tallies = HashMap<Arc<str>, Tally>;
+
 #[derive(Default)]
 struct Said {
     requests: Bounded<RequestId, Served>,
     runs: Bounded<(Arc<str>, Box<str>), Vec<RequestId>>,
     /// The same request within a run: when, and where it went.
     again: Bounded<u64, (u64, Arc<str>)>,
-    tallies: HashMap<Arc<str>, HashMap<Arc<str>, Tally>>,
+    /// By organisation and workflow, then by deployment.
+    tallies: HashMap<(Arc<str>, Arc<str>), Tallies>,
 }
 
 /// The stores.
@@ -161,7 +176,7 @@ impl Memory {
         (workflow, deployment): (&Arc<str>, &Arc<str>),
     ) {
         let mut said = locked(&self.said);
-        tally(&mut said, workflow, deployment).calls += 1;
+        tally(&mut said, (&account.org, workflow), deployment).calls += 1;
         let served = Served {
             org: account.org.clone(),
             workflow: workflow.clone(),
@@ -183,13 +198,13 @@ impl Memory {
         let (canonical, now) = (hasher.finish(), clock::monotonic_ms());
         let before = said.again.get(&canonical).cloned();
         if let Some((_, retried)) = before.filter(|(at, _)| now.saturating_sub(*at) < AGAIN_MS) {
-            tally(&mut said, workflow, &retried).retries += 1;
+            tally(&mut said, (&account.org, workflow), &retried).retries += 1;
         }
         said.again.put(canonical, (now, deployment.clone()));
     }
 
-    /// Takes an outcome. Returns how many requests it is about; what was told before counts once.
-    pub(crate) fn outcome(&self, org: &Arc<str>, form: &OutcomeForm) -> usize {
+    /// Takes an outcome. Returns what it is about; what was told before counts once.
+    pub(crate) fn outcome(&self, org: &Arc<str>, form: &OutcomeForm) -> Vec<Told> {
         let mut said = locked(&self.said);
         let mut about: Vec<RequestId> = Vec::new();
         about.extend(
@@ -202,7 +217,7 @@ impl Memory {
             let key = (org.clone(), run.as_str().into());
             about.extend(said.runs.get(&key).into_iter().flatten().copied());
         }
-        let mut found = 0;
+        let mut found = Vec::new();
         for request in about {
             let Some(served) = said
                 .requests
@@ -211,24 +226,26 @@ impl Memory {
             else {
                 continue;
             };
-            found += 1;
-            if std::mem::replace(&mut served.told, true) {
-                continue;
+            let told = Told {
+                org: org.clone(),
+                workflow: served.workflow.clone(),
+                deployment: served.deployment.clone(),
+                success: form.success,
+                is_new: !std::mem::replace(&mut served.told, true),
+            };
+            if told.is_new {
+                count(&mut said, &told);
             }
-            let (workflow, deployment) = (served.workflow.clone(), served.deployment.clone());
-            let tally = tally(&mut said, &workflow, &deployment);
-            if form.success {
-                tally.successes += 1;
-            } else {
-                tally.failures += 1;
-            }
+            found.push(told);
         }
         found
     }
 
     /// An outcome told by a header of the run's next request.
-    pub(crate) fn outcome_of_run(&self, org: &Arc<str>, facts: &Facts, success: bool) {
-        let Some(run) = run_of(facts) else { return };
+    pub(crate) fn outcome_of_run(&self, org: &Arc<str>, facts: &Facts, success: bool) -> Vec<Told> {
+        let Some(run) = run_of(facts) else {
+            return Vec::new();
+        };
         let form = OutcomeForm {
             request_id: None,
             workflow_run_id: Some(run.into()),
@@ -236,20 +253,121 @@ impl Memory {
             value: None,
             note: None,
         };
-        self.outcome(org, &form);
+        self.outcome(org, &form)
     }
 
-    /// What is known of a workflow, by deployment.
-    pub(crate) fn tallies(&self, workflow: &str) -> HashMap<Arc<str>, Tally> {
+    /// Counts what was told to a process before this one.
+    pub(crate) fn recall(&self, told: &Told) {
+        count(&mut locked(&self.said), told);
+    }
+
+    /// What is known of an organisation's workflow, by deployment.
+    pub(crate) fn tallies(&self, org: &Arc<str>, workflow: &Arc<str>) -> Tallies {
         locked(&self.said)
             .tallies
-            .get(workflow)
+            .get(&(org.clone(), workflow.clone()))
             .cloned()
             .unwrap_or_default()
     }
 }
 
-fn tally<'a>(said: &'a mut Said, workflow: &Arc<str>, deployment: &Arc<str>) -> &'a mut Tally {
-    let by_deployment = said.tallies.entry(workflow.clone()).or_default();
+fn count(said: &mut Said, told: &Told) {
+    let tally = tally(said, (&told.org, &told.workflow), &told.deployment);
+    if told.success {
+        tally.successes += 1;
+    } else {
+        tally.failures += 1;
+    }
+}
+
+fn tally<'a>(
+    said: &'a mut Said,
+    (org, workflow): (&Arc<str>, &Arc<str>),
+    deployment: &Arc<str>,
+) -> &'a mut Tally {
+    let by_deployment = said.tallies.entry((org.clone(), workflow.clone())).or_default();
     by_deployment.entry(deployment.clone()).or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use exchange::{Dialect, Surface};
+
+    fn facts(turns: u32, run: Option<&str>) -> Facts {
+        let body = r#"{"model": "m", "messages": [{"role": "user", "content": "hi"}]}"#;
+        let mut facts = dialect::read_request(Dialect::OpenaiChat, body.into())
+            .unwrap()
+            .facts;
+        assert_eq!(facts.surface, Surface::ChatCompletions);
+        facts.turns = turns;
+        facts.labels.extend(run.map(|run| ("run_id".into(), run.into())));
+        facts
+    }
+
+    fn account(org: &str) -> AccountPath {
+        AccountPath {
+            org: org.into(),
+            team: None,
+            workflow: None,
+            key: None,
+        }
+    }
+
+    fn form(request: Option<RequestId>, run: Option<&str>, success: bool) -> OutcomeForm {
+        OutcomeForm {
+            request_id: request.map(|id| id.to_string()),
+            workflow_run_id: run.map(Into::into),
+            success,
+            value: None,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn an_outcome_counts_once_and_only_for_its_own_organisation() {
+        let memory = Memory::default();
+        let (workflow, deployment): (Arc<str>, Arc<str>) = ("w".into(), "d".into());
+        let (first, second) = (RequestId::new(1, [1; 10]), RequestId::new(2, [2; 10]));
+        for request in [first, second] {
+            let asked = (&account("acme"), &facts(1, Some("run-1")));
+            memory.served(request, asked, (&workflow, &deployment));
+        }
+        let (acme, other): (Arc<str>, Arc<str>) = ("acme".into(), "other".into());
+        assert_eq!(memory.outcome(&other, &form(Some(first), None, true)), []);
+        assert_eq!(memory.outcome(&acme, &form(Some(first), None, false)).len(), 1);
+        let run = memory.outcome(&acme, &form(None, Some("run-1"), true));
+        assert_eq!(
+            run.iter().map(|told| told.is_new).collect::<Vec<_>>(),
+            [false, true]
+        );
+        let tally = memory.tallies(&acme, &workflow)[&deployment];
+        assert_eq!((tally.successes, tally.failures, tally.calls), (1, 1, 2));
+        assert_eq!(tally.retries, 1, "the same request twice in a run is a retry");
+        assert!(memory.tallies(&other, &workflow).is_empty());
+    }
+
+    #[test]
+    fn a_conversation_is_found_from_its_second_turn_and_by_its_own_key() {
+        let memory = Memory::default();
+        let home = Conversation {
+            deployment: "d".into(),
+            cached_tokens: 5000,
+            thinking: None,
+        };
+        memory.answered(&account("acme"), &facts(1, None), home.clone());
+        assert_eq!(memory.conversation(&account("acme"), &facts(1, None)), None);
+        assert_eq!(memory.conversation(&account("acme"), &facts(2, None)), Some(home));
+        assert_eq!(memory.conversation(&account("other"), &facts(2, None)), None);
+    }
+
+    #[test]
+    fn a_full_store_forgets_its_older_half() {
+        let mut store = Bounded::default();
+        for key in 0..3 * ROOM {
+            store.put(key, key);
+        }
+        assert!(store.get(&(3 * ROOM - 1)).is_some() && store.get(&0).is_none());
+        assert!(store.young.len() + store.old.len() <= 2 * ROOM);
+    }
 }

@@ -3,11 +3,11 @@
 //! Owns: the files and the queue in front of them. Refuses to know: prompt text: facts are numbers and declared names.
 //! Invariants: an exchange never waits for the disk; what does not fit the queue is dropped and counted in the log.
 
+use crate::memory::{Memory, Told};
 use anyhow::Context;
 use router_policies::Recorded;
-use serde_json::Value;
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,7 +19,7 @@ const FLUSH: Duration = Duration::from_millis(500);
 
 enum Line {
     Decision(Box<Recorded>),
-    Outcome(Value),
+    Outcome(Told),
 }
 
 /// The writer's end of the queue; `None` where the configuration names no file.
@@ -30,16 +30,17 @@ pub(crate) struct Records {
 }
 
 impl Records {
+    /// Opens the files and lets `memory` recall the outcomes in them.
+    ///
     /// # Errors
     /// The files cannot be opened.
-    pub(crate) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: Option<&Path>, memory: &Memory) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::default());
         };
-        let files = (
-            append(path.to_owned())?,
-            append(path.with_extension("outcomes.jsonl"))?,
-        );
+        let outcomes = path.with_extension("outcomes.jsonl");
+        recall(&outcomes, memory);
+        let files = (append(path.to_owned())?, append(outcomes)?);
         let (queue, lines) = sync_channel(QUEUE);
         std::thread::Builder::new()
             .name("records".into())
@@ -58,8 +59,11 @@ impl Records {
         self.put(Line::Decision(record));
     }
 
-    pub(crate) fn outcome(&self, outcome: Value) {
-        self.put(Line::Outcome(outcome));
+    /// One that was told before is not kept again.
+    pub(crate) fn outcome(&self, told: Told) {
+        if told.is_new {
+            self.put(Line::Outcome(told));
+        }
     }
 
     fn put(&self, line: Line) {
@@ -72,6 +76,16 @@ impl Records {
                     "records come faster than the disk takes them, and some are left out"
                 );
             }
+        }
+    }
+}
+
+/// A line that cannot be read, such as the half one of a process that was killed, is passed over.
+fn recall(path: &Path, memory: &Memory) {
+    let Ok(file) = File::open(path) else { return };
+    for line in BufReader::new(file).lines().map_while(Result::ok) {
+        if let Ok(told) = serde_json::from_str(&line) {
+            memory.recall(&told);
         }
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn rule(
         rules.fleet.credit_cache(home, facts.input_tokens, offers);
     }
     let tallies = match &profile.workflow {
-        Some(workflow) => memory.tallies(workflow),
+        Some(workflow) => memory.tallies(&who.account.org, workflow),
         None => HashMap::new(),
     };
     let estimates = estimates(policy, &profile, &tallies, offers);

@@ -72,9 +72,13 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     client.standing = pass.standing;
     let rules = gateway.rules.now();
     if let Some(said) = client.header("x-tollgate-outcome") {
-        gateway
+        let org = &who.account.org;
+        for told in gateway
             .memory
-            .outcome_of_run(&who.account.org, &request.facts, said == "success");
+            .outcome_of_run(org, &request.facts, said == "success")
+        {
+            gateway.records.outcome(told);
+        }
     }
     let moment = Moment {
         unix_s: watch.started_unix_us / 1_000_000,

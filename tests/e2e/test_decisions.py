@@ -76,7 +76,10 @@ class Desk:
         (folder / "credential").write_text("sk-fake-credential")
         (folder / "policy.yaml").write_text(POLICY)
         (folder / "tollgate.yaml").write_text(CONFIG.format(fake=self.fake, **hashed))
-        self.gateway = Process(str(BIN / "tollgate"), "serve", "--config", str(folder / "tollgate.yaml"))
+        self.start_gateway()
+
+    def start_gateway(self):
+        self.gateway = Process(str(BIN / "tollgate"), "serve", "--config", str(self.folder / "tollgate.yaml"))
         self.url = self.gateway.address("listening on ")
         self.admin = self.gateway.address("admin on ")
 
@@ -170,6 +173,11 @@ def test_outcomes_change_what_is_believed(desk):
                                       {"authorization": f"Bearer {desk.keys['rich']}"})
         assert (status, answer) == (200, {"requests": 1})
     assert desk.ask("hints")["deployment"] != "mid", "thirty failures should be enough"
+    # Records are kept here, and with them the outcomes: a new process knows them.
+    time.sleep(1)
+    desk.gateway.stop()
+    desk.start_gateway()
+    assert desk.ask("hints")["deployment"] != "mid"
     status, _, answer = desk.post(desk.url + "/v1/outcomes", {"success": True}, {"authorization": f"Bearer {desk.keys['rich']}"})
     assert status == 400 and "request_id" in answer["error"]["message"]
 
