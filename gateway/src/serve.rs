@@ -11,7 +11,7 @@ use crate::refuse::{self, refuse};
 use crate::relay::{Relayed, relay};
 use crate::rule::{Moment, Ruled, remembered, rule};
 use crate::rules::Rules;
-use crate::settle::settle;
+use crate::settle::{Settled, settle};
 use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
 use dialect::Request;
@@ -99,7 +99,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
             Gone = client.gone() => None,
         }
     };
-    let mut reservation = match reserved {
+    let reservation = match reserved {
         Some(Ok(reservation)) => reservation,
         Some(Err(refusal)) => return arrival.refused(client, Some(&who), refusal).await,
         None => return arrival.left(client, &who),
@@ -121,7 +121,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     };
     timings.decided_us = watch.elapsed_us();
 
-    let mut trail = Trail::new(
+    let trail = Trail::new(
         id,
         arrival.opening(&who, &request, &profile, &decision),
         watch,
@@ -138,34 +138,49 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         watch,
         id: id.to_string(),
     };
-    let live = match attempt(&exchange, client, &mut reservation, &mut trail).await {
-        Ok(live) => live,
-        Err(stop) => return settle_stop(&exchange, client, (reservation, trail), stop).await,
-    };
-    let index = live.index;
-    // Before the answer is out: its reader may say how it came out as soon as it is.
-    note_served(&exchange, &who, id, index);
-    let mut relayed = relay(&exchange, client, live, &mut reservation, &mut trail).await;
-    remember(&exchange, &who, (index, &relayed), &trail);
-    let mut refused = None;
-    if let Some(refusal) = relayed.refusal.take() {
-        relayed.status = refuse(client, dialect, &refusal, id).await;
-        refused = Some(refusal.kind);
+    let settled = answer(&exchange, client, &who, (reservation, trail)).await;
+    if let Some(settled) = &settled {
+        pass.used(settled.tokens);
     }
-    let settled = settle(
-        rules.fleet.get(index),
-        &request.facts,
-        (reservation, trail),
-        (relayed, refused),
-        &gateway.meters,
-    );
-    pass.used(settled.tokens);
-    if let Some(mut recorded) = recorded {
+    if let Some((mut recorded, settled)) = recorded.zip(settled) {
         recorded.id = id.to_string();
         recorded.charged = settled.charged;
         recorded.latency_ms = Some(settled.total_us / 1000);
         gateway.records.decision(recorded);
     }
+}
+
+/// Tries the plan, relays what comes of it, and settles. `None`: no upstream answered.
+async fn answer(
+    exchange: &Exchange<'_>,
+    client: &mut Client,
+    who: &Principal,
+    (mut reservation, mut trail): (Reservation, Trail),
+) -> Option<Settled> {
+    let live = match attempt(exchange, client, &mut reservation, &mut trail).await {
+        Ok(live) => live,
+        Err(stop) => {
+            settle_stop(exchange, client, (reservation, trail), stop).await;
+            return None;
+        }
+    };
+    let index = live.index;
+    // Before the answer is out: its reader may say how it came out as soon as it is.
+    note_served(exchange, who, trail.request, index);
+    let mut relayed = relay(exchange, client, live, &mut reservation, &mut trail).await;
+    remember(exchange, who, (index, &relayed), &trail);
+    let mut refused = None;
+    if let Some(refusal) = relayed.refusal.take() {
+        relayed.status = refuse(client, exchange.request.dialect, &refusal, trail.request).await;
+        refused = Some(refusal.kind);
+    }
+    Some(settle(
+        exchange.rules.fleet.get(index),
+        &exchange.request.facts,
+        (reservation, trail),
+        (relayed, refused),
+        &exchange.gateway.meters,
+    ))
 }
 
 /// The exchange ended before any upstream answered.
