@@ -11,7 +11,6 @@ use exchange::{
 use meter::ModelPrice;
 use pace::{Held, Pace};
 use router_policies::Policy;
-use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -439,7 +438,7 @@ impl Fleet {
         &self.deployments[index]
     }
 
-    pub(crate) fn offers(&self, facts: &Facts) -> SmallVec<[Offer; 8]> {
+    pub(crate) fn offers(&self, facts: &Facts) -> Vec<Offer> {
         self.deployments
             .iter()
             .map(|deployment| deployment.offer(facts))
