@@ -16,7 +16,7 @@ use crate::telemetry::{self, Meters, ShareMeters};
 use crate::upstream::Upstream;
 use anyhow::Context;
 use ledger::Ledger;
-use router_policies::Policy;
+use router_policies::{Finding, Policy};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +33,12 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// How often the policy's file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Everything that a configuration and a policy must agree on, without starting anything.
-pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
+/// Everything that a configuration and a policy must agree on, without starting anything. What lint finds, with the
+/// configuration's prices, is returned.
+///
+/// # Errors
+/// They do not agree, and the gateway would not start.
+pub(crate) fn check(config: &Config, policy: &Policy, text: &str) -> anyhow::Result<Vec<Finding>> {
     // Providers are built from a second reading, since a connection pool belongs to whoever runs it.
     let known: Vec<&str> = config.providers.iter().map(|provider| &*provider.name).collect();
     for deployment in policy.deployments() {
@@ -45,7 +49,19 @@ pub(crate) fn check(config: &Config, policy: &Policy) -> anyhow::Result<()> {
             deployment.provider
         );
     }
-    Ok(())
+    let book = prices::read(&config.prices, &config.price_lists)?;
+    let priced = |provider: &str, model: &str| {
+        config.unpriced_ceiling.is_some()
+            || book
+                .resolve(&meter::Query {
+                    provider,
+                    base_url: None,
+                    model,
+                    at_unix_s: clock::unix_us().div_euclid(1_000_000),
+                })
+                .is_some()
+    };
+    Ok(router_policies::lint(policy, text, Some(&priced)).findings)
 }
 
 /// Runs the gateway until SIGTERM or SIGINT.

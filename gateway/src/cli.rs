@@ -96,8 +96,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config } => boot::run(&config),
         Command::Check { config } => {
-            let (read, (policy, _)) = read(&config)?;
-            boot::check(&read, &policy)?;
+            let (read, (policy, text)) = read(&config)?;
+            for finding in boot::check(&read, &policy, &text)? {
+                writeln!(out, "{}:{finding}", read.policy.display())?;
+            }
             let (keys, providers) = (read.keys.len(), read.providers.len());
             let deployments = policy.deployments().len();
             writeln!(

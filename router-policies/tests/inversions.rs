@@ -175,3 +175,42 @@ routes:
         );
     }
 }
+
+#[test]
+fn a_downgrade_of_valuable_work_needs_somebody_who_agreed() {
+    let policy = |text: &str| Policy::parse(text, "p").unwrap_or_else(|error| panic!("{error}"));
+    let old = policy(&organisation(&[], ""));
+    let weaker = organisation(&[(39, "own"), (27, "mini")], "");
+    let changes = router_policies::diff(&old, &policy(&weaker));
+    let moved: Vec<(&str, bool)> = changes
+        .moves
+        .iter()
+        .map(|one| (&*one.workflow, one.needs_approval))
+        .collect();
+    // Worth 152 dollars: critical. Worth 72 dollars: critical too.
+    assert_eq!(moved, [("w27", true), ("w39", true)]);
+    let agreed = weaker.replace("name: w39,", "name: w39, approved_by: the board,");
+    let changes = router_policies::diff(&old, &policy(&agreed));
+    let open: Vec<&str> = changes
+        .moves
+        .iter()
+        .filter(|one| one.needs_approval)
+        .map(|one| &*one.workflow)
+        .collect();
+    assert_eq!(open, ["w27"]);
+    assert!(
+        changes.text().contains("approved by the board"),
+        "{}",
+        changes.text()
+    );
+    // Calling it less valuable in the same breath does not help.
+    let belittled = weaker.replace("name: w27,", "name: w27, value: low,");
+    let changes = router_policies::diff(&old, &policy(&belittled));
+    assert!(
+        changes
+            .moves
+            .iter()
+            .any(|one| &*one.workflow == "w27" && one.needs_approval)
+    );
+    assert!(router_policies::diff(&old, &old).moves.is_empty());
+}
