@@ -4,6 +4,7 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
+use crate::fleet::{Billed, Price};
 use crate::gateway::Gateway;
 use crate::limits::RateLimits;
 use crate::listen::{Certificate, Listener};
@@ -50,16 +51,16 @@ pub(crate) fn check(config: &Config, policy: &Policy, text: &str) -> anyhow::Res
         );
     }
     let book = prices::read(&config.prices, &config.price_lists)?;
+    let pricing = Pricing::new(book, config.unpriced_ceiling);
+    let now = clock::unix_us();
     let priced = |provider: &str, model: &str| {
-        config.unpriced_ceiling.is_some()
-            || book
-                .resolve(&meter::Query {
-                    provider,
-                    base_url: None,
-                    model,
-                    at_unix_s: clock::unix_us().div_euclid(1_000_000),
-                })
-                .is_some()
+        let known = config.providers.iter().find(|known| &*known.name == provider);
+        let billed = Billed {
+            provider: provider.into(),
+            base_url: known.map(|known| known.base.to_string()),
+            model: model.into(),
+        };
+        !matches!(pricing.price(&billed, now), Price::Unknown)
     };
     Ok(router_policies::lint(policy, text, Some(&priced)).findings)
 }
@@ -114,6 +115,7 @@ async fn serve(
         .spawn(Ledger::open(settings))
         .await?
         .context("the ledger cannot be opened")?;
+    let mut alerts = ledger.alerts();
     let (cut_all, cut) = watch::channel(false);
     let (stop_all, stop) = watch::channel(false);
     let options = Gateway::server_options();
@@ -134,6 +136,14 @@ async fn serve(
     });
 
     let mut tasks = JoinSet::new();
+    if let Some(mut alerts) = alerts.take() {
+        tasks.spawn(async move {
+            while let Some(alert) = alerts.recv().await {
+                let ledger::Alert { budget, threshold, spent, limit, .. } = alert;
+                tracing::warn!(budget, threshold, %spent, %limit, "a budget has passed one of its thresholds");
+            }
+        });
+    }
     let mut out = std::io::stdout();
     let mut certificates = Vec::new();
     for listener in listeners {

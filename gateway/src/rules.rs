@@ -96,6 +96,12 @@ impl Rulebook {
         self.adopt(text.to_owned())
     }
 
+    fn base_url_of(&self, provider: &str) -> Option<String> {
+        let mut known = self.upstreams.iter().map(|upstream| &upstream.settings);
+        let settings = known.find(|settings| &*settings.name == provider)?;
+        Some(settings.base.to_string())
+    }
+
     fn adopt(&self, text: String) -> Result<Value, Rejected> {
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
         judged.clone_from(&text);
@@ -128,7 +134,7 @@ impl Rulebook {
         let priced = |provider: &str, model: &str| {
             let billed = Billed {
                 provider: provider.into(),
-                base_url: None,
+                base_url: self.base_url_of(provider),
                 model: model.into(),
             };
             !matches!(self.pricing.price(&billed, now), Price::Unknown)

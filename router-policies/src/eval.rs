@@ -10,7 +10,7 @@ mod rows;
 
 use crate::predict::{Prediction, Predictor};
 use anyhow::{Context, bail};
-use choose::{Chooser, Priors};
+use choose::{Beliefs, Chooser, Priors};
 use clap::Args;
 use judge::Scored;
 use rows::{Prices, Row};
@@ -173,9 +173,14 @@ fn pair(arguments: &EvalArguments, out: &mut dyn Write, pair: &Pair<'_>) -> anyh
         column(pair.predictor, pair.strong)?,
     );
     let mut file = create(&arguments.out)?;
+    let beliefs = beliefs(arguments)?;
     let mut scored = Vec::new();
     for (row, prediction) in pair.rows.iter().zip(pair.predictions) {
-        let score = prediction.gain(weak, strong);
+        let score = if prediction.familiarity < arguments.familiarity {
+            beliefs.gain(pair.predictor, prediction, (weak, strong))
+        } else {
+            prediction.gain(weak, strong)
+        };
         writeln!(file, "{}", json!({"id": row.id, "score": score}))?;
         if let (Some(a), Some(b)) = (row.outcomes.get(pair.weak), row.outcomes.get(pair.strong))
             && row.split == arguments.split
@@ -220,10 +225,7 @@ fn by_value(
         .iter()
         .map(|m| column(predictor, m))
         .collect::<anyhow::Result<Vec<usize>>>()?;
-    let (priors, formal_priors) = (
-        Priors::of(&arguments.priors)?,
-        Priors::of(&arguments.formal_priors)?,
-    );
+    let beliefs = beliefs(arguments)?;
     let mut multipliers = vec![arguments.hidden];
     multipliers.extend(
         [Some(0.0), Some(4.0), Some(10.0)]
@@ -238,8 +240,7 @@ fn by_value(
             columns: &columns,
             models: &arguments.models,
             prices: &prices,
-            priors,
-            formal_priors,
+            beliefs,
             least_familiarity: arguments.familiarity,
         };
         let chosen: Vec<Vec<usize>> = rows
@@ -274,6 +275,13 @@ fn by_value(
     }
     file.flush()?;
     Ok(())
+}
+
+fn beliefs(arguments: &EvalArguments) -> anyhow::Result<Beliefs> {
+    Ok(Beliefs {
+        prose: Priors::of(&arguments.priors)?,
+        formal: Priors::of(&arguments.formal_priors)?,
+    })
 }
 
 fn create(path: &std::path::Path) -> anyhow::Result<std::io::BufWriter<std::fs::File>> {

@@ -148,6 +148,8 @@ pub(crate) struct Store {
     /// A gateway that has been silent for so long is given up: its slices count as spent until it comes back with its
     /// journal.
     pub(super) lapse_after_s: u64,
+    /// For how many days requests and attempts are kept. Left out: for good. Hours, budgets and the audit trail stay.
+    pub(super) keep_days: Option<u32>,
 }
 
 impl Default for Store {
@@ -161,6 +163,7 @@ impl Default for Store {
             when_away: WhenAway::FailClosed,
             allow_dollars: None,
             lapse_after_s: 600,
+            keep_days: None,
         }
     }
 }

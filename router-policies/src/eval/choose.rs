@@ -42,8 +42,7 @@ pub(super) struct Chooser<'a> {
     pub(super) columns: &'a [usize],
     pub(super) models: &'a [String],
     pub(super) prices: &'a Prices,
-    pub(super) priors: Priors,
-    pub(super) formal_priors: Priors,
+    pub(super) beliefs: Beliefs,
     pub(super) least_familiarity: f32,
 }
 
@@ -83,21 +82,40 @@ impl Chooser<'_> {
 
     fn success(&self, prediction: &Prediction, column: usize) -> f64 {
         let known = prediction.columns[column].filter(|_| prediction.familiarity >= self.least_familiarity);
-        known.map_or_else(|| self.prior(prediction, column), |success| f64::from(success.p))
+        known.map_or_else(
+            || self.beliefs.of(self.predictor, prediction, column),
+            |success| f64::from(success.p),
+        )
     }
+}
 
-    fn prior(&self, prediction: &Prediction, column: usize) -> f64 {
+/// Priors for prose and for formal notation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beliefs {
+    pub(super) prose: Priors,
+    pub(super) formal: Priors,
+}
+
+impl Beliefs {
+    fn of(&self, predictor: &Predictor, prediction: &Prediction, column: usize) -> f64 {
         let priors = if features::is_formal(&prediction.features) {
-            self.formal_priors
+            self.formal
         } else {
-            self.priors
+            self.prose
         };
-        let column = &self.predictor.model().columns[column];
+        let column = &predictor.model().columns[column];
         match column.class {
             _ if column.thinks_beyond.is_some() => priors.thinking,
             BackendClass::Frontier => priors.frontier,
             BackendClass::Cheap | BackendClass::Batch => priors.cheap,
             BackendClass::Local => priors.local,
         }
+    }
+
+    /// What the strong model is believed to gain on an unfamiliar prompt. The predictor's opinion only orders prompts
+    /// of equal prior.
+    pub(super) fn gain(&self, predictor: &Predictor, prediction: &Prediction, pair: (usize, usize)) -> f64 {
+        let of = |column| self.of(predictor, prediction, column);
+        of(pair.1) - of(pair.0) + 0.1 * prediction.gain(pair.0, pair.1)
     }
 }

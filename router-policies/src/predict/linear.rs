@@ -78,15 +78,15 @@ fn substitute(lower: &[Vec<f64>], b: &mut [Vec<f64>]) {
     }
 }
 
-/// Squared length of `L⁻¹·x`: the Mahalanobis distance when L factors a covariance.
-pub(super) fn distance(lower: &[Vec<f64>], x: &[f64]) -> f64 {
+/// `L⁻¹·x`: when L factors a covariance, distances between such vectors are Mahalanobis distances.
+pub(super) fn whiten(lower: &[Vec<f64>], x: &[f32]) -> Vec<f32> {
     let mut solved: Vec<f64> = Vec::with_capacity(x.len());
     for (row, value) in lower.iter().zip(x) {
         let dot: f64 = row.iter().zip(&solved).map(|(a, b)| a * b).sum();
         let pivot = row.get(solved.len()).copied().unwrap_or(1.0);
-        solved.push((value - dot) / pivot);
+        solved.push((f64::from(*value) - dot) / pivot);
     }
-    solved.iter().map(|value| value * value).sum()
+    solved.into_iter().map(|value| value as f32).collect()
 }
 
 /// Ridge on sparse rows by conjugate gradients, all outputs side by side. Targets should have mean 0. Stopping after
@@ -223,9 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn distance_is_that_of_the_covariance() {
+    fn whitened_lengths_are_those_of_the_covariance() {
         let mut lower = vec![vec![4.0, 0.0], vec![0.0, 9.0]];
         factor(&mut lower);
-        assert!((distance(&lower, &[2.0, 3.0]) - 2.0).abs() < 1e-9);
+        let squares: f32 = whiten(&lower, &[2.0, 3.0])
+            .iter()
+            .map(|value| value * value)
+            .sum();
+        assert!((squares - 2.0).abs() < 1e-6);
     }
 }

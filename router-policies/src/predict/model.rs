@@ -11,7 +11,7 @@
 
 use super::features::{self, numbers};
 use super::forest::Forest;
-use super::linear::distance;
+use super::linear::whiten;
 use super::words::{Grain, Sparse};
 use exchange::BackendClass;
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ impl Scale {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Likeness {
     pub scale: Scale,
-    /// Means of the domains.
+    /// Means of the domains, whitened by `lower`.
     pub centres: Vec<Vec<f32>>,
     /// Cholesky factor of the covariance within domains.
     pub lower: Vec<Vec<f64>>,
@@ -140,11 +140,8 @@ const SURE: f32 = 0.5;
 impl Likeness {
     /// Squared distance to each domain.
     pub fn distances(&self, counted: &[f32]) -> Vec<f32> {
-        let point = self.scale.apply(counted);
-        let to = |centre: &Vec<f32>| {
-            let difference: Vec<f64> = point.iter().zip(centre).map(|(a, b)| f64::from(a - b)).collect();
-            distance(&self.lower, &difference) as f32
-        };
+        let point = whiten(&self.lower, &self.scale.apply(counted));
+        let to = |centre: &Vec<f32>| point.iter().zip(centre).map(|(a, b)| (a - b).powi(2)).sum();
         self.centres.iter().map(to).collect()
     }
 

@@ -7,7 +7,7 @@
 use super::draws::Draws;
 use super::family::{self, Rows};
 use super::features;
-use super::linear::factor;
+use super::linear::{factor, whiten};
 use super::model::{Column, Family, Likeness, Model, SHARES, Scale, softmax};
 use super::text;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -219,10 +219,10 @@ pub fn extend(
         .iter()
         .map(|row| model.likeness.scale.apply(&row.features[..features::COUNT]))
         .collect();
-    model
-        .likeness
-        .centres
-        .extend(centres(&scaled, &domains.of_row, members.len()));
+    let lower = &model.likeness.lower;
+    let own = centres(&scaled, &domains.of_row, members.len());
+    let own: Vec<Vec<f32>> = own.iter().map(|centre| whiten(lower, centre)).collect();
+    model.likeness.centres.extend(own);
     model.about = format!(
         "{}, {} outcomes of {} workflows",
         model.about,
@@ -346,6 +346,7 @@ fn likeness(numbers: &[Vec<f32>], domain: &[usize], domains: usize, shares: &[Ve
         row[i] += SHRINKAGE;
     }
     factor(&mut lower);
+    let centres = centres.iter().map(|centre| whiten(&lower, centre)).collect();
     let mut likeness = Likeness {
         scale,
         centres,

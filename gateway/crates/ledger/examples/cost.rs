@@ -1,6 +1,6 @@
-//! What a request costs the ledger: `cargo run --release -p ledger --example cost`. Prints, for the path of one request
-//! (reserve, intent, settlement), nanoseconds as the request sees them and CPU nanoseconds of the whole process, the
-//! writer and the store included.
+//! What a request costs the ledger: `cargo run --release -p ledger --example cost`, with `-- postgres` on a Postgres of its
+//! own. Prints, for the path of one request (reserve, intent, settlement), nanoseconds as the request sees them, CPU
+//! nanoseconds of the whole process (the writer included, and SQLite), and requests per second until they are in the store.
 
 #![expect(
     clippy::print_stdout,
@@ -8,6 +8,7 @@
     reason = "a measuring program: it prints and may fail loudly"
 )]
 
+use ::tests::postgres::Postgres;
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, Dialect, Ending, Grants, KeyHash,
     LatencyTier, Money, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
@@ -31,7 +32,7 @@ fn account() -> AccountPath {
     }
 }
 
-fn settings(folder: &std::path::Path) -> Settings {
+fn settings(folder: &std::path::Path, database: Database) -> Settings {
     let budget = BudgetSpec {
         limit: Money::from_dollars(1_000_000),
         period: Period::Month,
@@ -43,7 +44,7 @@ fn settings(folder: &std::path::Path) -> Settings {
         ..account()
     };
     Settings {
-        database: Database::Sqlite(folder.join("ledger.db")),
+        database,
         journal: folder.join("journal"),
         fsync: Fsync::Never,
         leases: Leases::default(),
@@ -146,9 +147,19 @@ fn record(request: RequestId, intent: &Intent) -> Record {
 #[tokio::main]
 async fn main() {
     let folder = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(settings(folder.path())).await.unwrap();
+    let server = std::env::args()
+        .any(|argument| argument == "postgres")
+        .then(|| Postgres::start(&[]));
+    let database = match &server {
+        Some(server) => Database::Postgres {
+            url: server.url(),
+            connections: 4,
+        },
+        None => Database::Sqlite(folder.path().join("ledger.db")),
+    };
+    let ledger = Ledger::open(settings(folder.path(), database)).await.unwrap();
     let who = ledger.authenticate(&KeyHash([1; 32])).unwrap();
-    let (mut best, cpu) = (f64::INFINITY, cpu_ns());
+    let (mut best, cpu, begun) = (f64::INFINITY, cpu_ns(), Instant::now());
     for round in 0..ROUNDS {
         let start = Instant::now();
         for time in 0..TIMES {
@@ -188,5 +199,7 @@ async fn main() {
     let all = (cpu_ns() - cpu) as f64 / (ROUNDS * TIMES) as f64;
     println!("reserve, intent, settlement    {best:>8.0} ns a request (best of {ROUNDS} rounds)");
     println!("with writer and store          {all:>8.0} ns of CPU a request");
+    let rate = (ROUNDS * TIMES) as f64 / begun.elapsed().as_secs_f64();
+    println!("stored                         {rate:>8.0} requests a second");
     ledger.close().await;
 }

@@ -307,7 +307,16 @@ impl Books {
     }
 
     /// Holds what the transfer has in the budgets that count where it goes now, and no longer in those where it went before.
-    pub(crate) fn aim(&mut self, transfer: &mut Transfer, target: Target<'_>) -> Result<(), Short> {
+    /// The workflow may have been told from the request after its money was held: its budgets join here.
+    pub(crate) fn aim(
+        &mut self,
+        transfer: &mut Transfer,
+        target: Target<'_>,
+        account: &AccountPath,
+    ) -> Result<(), Short> {
+        if account.workflow.is_some() {
+            self.join(&mut transfer.path, account);
+        }
         if transfer.path.scoped.is_empty() {
             return Ok(());
         }
@@ -330,6 +339,21 @@ impl Books {
             transfer.cells.push(cell);
         }
         Ok(())
+    }
+
+    fn join(&self, path: &mut Path, account: &AccountPath) {
+        let level = AccountPath {
+            key: None,
+            ..account.clone()
+        };
+        for position in self.by_account.get(&level).into_iter().flatten() {
+            let state = &self.budgets[*position];
+            let known = path.common.contains(position) || path.scoped.contains(position);
+            // Labels were looked at when the money was held.
+            if !known && !state.retired && state.budget.spec.scope.tags.is_empty() {
+                path.scoped.push(*position);
+            }
+        }
     }
 
     /// Holds up to `more` beyond what is held; returns how much, what is left beyond that, and whether the rest may come.
@@ -593,9 +617,25 @@ impl Books {
         }
     }
 
-    /// The store did not answer: what was wanted is wanted still.
+    /// The store did not do it: what was to be given back is here still.
+    pub(crate) fn undone(&mut self, asks: &[LeaseAsk]) {
+        for ask in asks.iter().filter(|ask| !ask.give_back.is_zero()) {
+            if let Some(position) = self.by_id.get(&ask.cell.budget)
+                && let Some(cell) = self.budgets[*position].cell(ask.cell.window.starts_us)
+            {
+                cell.granted = cell.granted.plus(ask.give_back);
+            }
+        }
+        self.unheard();
+    }
+
+    /// The store did not answer: what was wanted is wanted still, and those who wait may want to know. What was to be given
+    /// back may have been; the next answer tells.
     pub(crate) fn unheard(&mut self) {
         self.wanting = true;
+        self.budgets
+            .iter()
+            .for_each(|state| state.released.notify_waiters());
     }
 
     /// The store is away: lets out up to `allowance` in each budget window that has none left, on the node's own account.

@@ -16,7 +16,9 @@ const BEAT: Duration = Duration::from_millis(500);
 /// After asking in vain, or of a store that is away.
 const BACK_OFF: Duration = Duration::from_millis(50);
 /// A store that has not answered for so long is away.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(5);
+/// How often old rows end and partitions are made.
+const UPKEEP: Duration = Duration::from_secs(3600);
 /// A node that has not been heard of for so long does not share in what is free.
 const ABSENT_US: i64 = 5_000_000;
 
@@ -36,6 +38,8 @@ pub struct Leases {
     pub when_away: WhenAway,
     /// A node that has been silent for so long is given up: what it had leased counts as spent until it comes back.
     pub lapse_after: Duration,
+    /// For how many days requests and attempts are kept; for good where there is no number.
+    pub keep_days: Option<u32>,
 }
 
 impl Default for Leases {
@@ -43,6 +47,7 @@ impl Default for Leases {
         Self {
             when_away: WhenAway::FailClosed,
             lapse_after: Duration::from_secs(600),
+            keep_days: None,
         }
     }
 }
@@ -70,6 +75,7 @@ struct Task {
     leases: Leases,
     nodes: u32,
     version: i64,
+    next_upkeep: Instant,
 }
 
 impl Keeper {
@@ -84,6 +90,7 @@ impl Keeper {
             leases,
             nodes: 1,
             version,
+            next_upkeep: Instant::now() + UPKEEP,
         };
         task.spawn(state.run(closed));
         Self {
@@ -164,16 +171,21 @@ impl Task {
         match said {
             Ok(Ok(states)) => {
                 self.desk.books().leased(&states);
-                self.found(None);
+                if self.found(None) {
+                    tracing::info!("the store answers again");
+                }
                 // Whoever is still short asks again at once, and would do so until another node gives something back.
                 !wanting || before.is_zero() || !self.desk.books().is_wanting()
             }
             // The next beat says so too, and takes what follows from it.
             Ok(Err(StoreError::GivenUp)) => {
-                self.desk.books().unheard();
+                self.desk.books().undone(&asks);
                 false
             }
             Ok(Err(error)) => {
+                if !matches!(error, StoreError::Unsure(_)) {
+                    self.desk.books().undone(&asks);
+                }
                 self.away(error.to_string());
                 false
             }
@@ -185,21 +197,34 @@ impl Task {
     }
 
     fn away(&self, problem: String) {
-        tracing::warn!(%problem, "the store is away; budgets are spent from what this node has leased");
-        self.desk.books().unheard();
+        if self.found(Some(problem.clone())) {
+            tracing::warn!(%problem, "the store is away; budgets are spent from what this node has leased");
+        }
         if let WhenAway::AllowUpTo(amount) = self.leases.when_away {
             self.desk.books().advance(amount);
         }
-        self.found(Some(problem));
+        self.desk.books().unheard();
     }
 
-    fn found(&self, problem: Option<String>) {
-        *self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    /// True if that is news.
+    fn found(&self, problem: Option<String>) -> bool {
+        let mut known = self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = known.is_some() != problem.is_some();
+        *known = problem;
+        drop(known);
         self.shared.answered.notify_waiters();
+        is_news
     }
 
     /// Says that this node lives, and hears what is new.
     async fn beat(&mut self) {
+        if Instant::now() >= self.next_upkeep {
+            self.next_upkeep = Instant::now() + UPKEEP;
+            let now_us = (self.desk.clock)();
+            if let Err(error) = self.desk.store.upkeep(now_us, self.leases.keep_days).await {
+                tracing::warn!(%error, "the store could not be tidied; it is tried again in an hour");
+            }
+        }
         match timeout(SILENCE, self.hear()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.away(error.to_string()),

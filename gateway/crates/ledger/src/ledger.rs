@@ -131,6 +131,9 @@ impl Ledger {
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let (journal, left) = Journal::open(&settings.journal, settings.fsync)?;
         let store = Store::open(&settings.database, journal.node().clone()).await?;
+        store
+            .upkeep((settings.clock)(), settings.leases.keep_days)
+            .await?;
         let was_lapsed = store.register().await?;
         replay(&store, crash::recover(left.entries), was_lapsed).await?;
         for segment in left.segments {
@@ -234,7 +237,11 @@ impl Ledger {
             let told = short.told;
             if tokio::time::timeout_at(deadline, told).await.is_err() {
                 released.notify_one();
-                return Err(denied());
+                return Err(self
+                    .0
+                    .keeper
+                    .problem()
+                    .map_or_else(denied, |problem| Denied::Store { problem }));
             }
         }
     }

@@ -179,7 +179,9 @@ impl Reservation {
     }
 
     fn aim(&mut self, intent: &Intent) -> Result<(), Short> {
-        self.ledger.books().aim(&mut self.transfer, intent.target())
+        self.ledger
+            .books()
+            .aim(&mut self.transfer, intent.target(), &intent.opening.account)
     }
 
     /// Posts what the record says was spent, gives the rest back and hands the record to the store.

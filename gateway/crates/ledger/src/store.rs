@@ -13,6 +13,7 @@ mod read;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 pub use billed::{Billed, BilledLine, billed};
 pub(crate) use definitions::Source;
@@ -82,6 +83,8 @@ pub enum StoreError {
         action: &'static str,
         source: sqlx::Error,
     },
+    #[error("the database may or may not have done it: {0}")]
+    Unsure(sqlx::Error),
     #[error("the other nodes have given this one up")]
     GivenUp,
     #[error("the database did not answer within {} s", .0.as_secs())]

@@ -9,8 +9,8 @@ use exchange::Money;
 
 /// The first slice, in requests like the one that asked.
 const FIRST: i64 = 16;
-/// A slice that lasts less than this is doubled.
-const BUSY_US: i64 = 10_000_000;
+/// A slice that lasts less than this is doubled: it is what a node can spend while the store is away.
+const BUSY_US: i64 = 60_000_000;
 /// A slice that nobody touches for so long is given back.
 const IDLE_US: i64 = 2_000_000;
 
@@ -33,7 +33,7 @@ pub(crate) struct Sizing {
     largest: Money,
     /// What someone needed and did not get.
     short: Money,
-    /// Little is left of the slice.
+    /// Less than half is left of the slice.
     low: bool,
     touched: bool,
     touched_us: i64,
@@ -52,7 +52,7 @@ impl Sizing {
         self.touched = true;
         self.settled = false;
         self.largest = self.largest.max(held);
-        let low = left.nanos() < self.slice.nanos() / 4;
+        let low = left.nanos() < self.slice.nanos() / 2;
         let newly = low && !self.low;
         self.low = low;
         newly

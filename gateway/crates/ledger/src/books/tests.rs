@@ -322,7 +322,7 @@ impl World {
             exclusive: false,
         });
         if self.store.lapsed.contains(&at) {
-            return node.books.unheard();
+            return node.books.undone(&asks);
         }
         let states = self.store.lease(at, &asks, count);
         if lost {
@@ -380,7 +380,7 @@ impl World {
                 };
                 let held = transfer.held();
                 assert!(held >= money(least) && held <= money(want));
-                if node.books.aim(&mut transfer, target(class)).is_err() {
+                if node.books.aim(&mut transfer, target(class), &who).is_err() {
                     node.books.void(&transfer);
                     return;
                 }
@@ -560,4 +560,52 @@ fn what_is_spent_is_hopeless_and_what_is_held_is_not() {
     };
     World::settle(&mut world.nodes[0], &running, LIMIT);
     assert!(reserve(&mut world, 1).unwrap_err().hopeless);
+}
+
+#[test]
+fn a_workflow_that_is_told_late_is_charged_too() {
+    let nightly = AccountPath {
+        workflow: Some("nightly".into()),
+        key: None,
+        ..account("-")
+    };
+    let mut books = Books::default();
+    let mut all = definitions();
+    let spec = BudgetSpec {
+        limit: money(50),
+        ..BudgetSpec::default()
+    };
+    all.push(Budget::new(nightly.clone(), spec));
+    books.define(all);
+    let position = books.by_id["acme/search/nightly day"];
+    let cell = books.budgets[position].at(NOW);
+    books.budgets[position].cells[cell].granted = money(50);
+    let reserve = |books: &mut Books| {
+        books
+            .reserve(Path::default(), (money(30), money(30)), NOW)
+            .unwrap()
+            .0
+    };
+    let mut transfer = reserve(&mut books);
+    let caller = AccountPath {
+        key: Some("ci".into()),
+        ..nightly
+    };
+    books
+        .aim(&mut transfer, target(BackendClass::Cheap), &caller)
+        .unwrap();
+    assert_eq!(books.budgets[position].cells[cell].reserved, money(30));
+    let mut second = reserve(&mut books);
+    assert!(
+        books
+            .aim(&mut second, target(BackendClass::Cheap), &caller)
+            .is_err()
+    );
+    let cost = Cost {
+        target: target(BackendClass::Cheap),
+        amount: money(20),
+    };
+    assert_eq!(books.post(&transfer, &[cost]).posts[0].amount, money(20));
+    let cell = &books.budgets[position].cells[cell];
+    assert_eq!((cell.reserved, cell.spent), (Money::ZERO, money(20)));
 }

@@ -149,7 +149,7 @@ impl Store {
             let state = self.lease_one(&mut transaction, ask, (&budget_of, divisor)).await;
             states.extend(state.map_err(written)?);
         }
-        transaction.commit().await.map_err(written)?;
+        transaction.commit().await.map_err(StoreError::Unsure)?;
         Ok(states)
     }
 

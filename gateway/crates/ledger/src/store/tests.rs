@@ -495,6 +495,39 @@ async fn what_was_billed_is_read_whole(bench: &Bench) {
     assert_eq!(calls[0].account[1].as_deref(), Some("search"));
 }
 
+async fn old_rows_end_and_hours_stay(bench: &Bench) {
+    let database = bench.database("upkeep");
+    let store = Store::open(&database, "n1".into()).await.unwrap();
+    let search = budget("search", 1000);
+    store.upkeep(NOW, Some(7)).await.unwrap();
+    store.upkeep(NOW, Some(7)).await.unwrap();
+    let (one, two) = (settlement(1, &search, 5), settlement(2, &search, 6));
+    store.post(&[&one, &two]).await.unwrap();
+    if let Bench::Postgres(server) = bench {
+        let today = NOW / 86_400_000_000;
+        assert_eq!(
+            server.query("upkeep", &format!("SELECT count(*) FROM requests_{today}")),
+            "2"
+        );
+        assert_eq!(
+            server.query("upkeep", &format!("SELECT count(*) FROM attempts_{today}")),
+            "2"
+        );
+    }
+    store.upkeep(NOW + 7 * 86_400_000_000, Some(7)).await.unwrap();
+    assert!(store.request(one.record.request).await.unwrap().is_some());
+    store.upkeep(NOW + 8 * 86_400_000_000, Some(7)).await.unwrap();
+    assert!(store.request(one.record.request).await.unwrap().is_none());
+    for (table, rows) in [("requests", 0), ("attempts", 0), ("hourly", 1)] {
+        let sql = sql::Sql::new(&format!("SELECT count(*) FROM {table}"));
+        assert_eq!(
+            store.pool.fetch(&sql, &[]).await.unwrap()[0].int(0).unwrap(),
+            rows,
+            "{table}"
+        );
+    }
+}
+
 async fn a_newer_schema_is_refused(bench: &Bench) {
     let database = bench.database("newer");
     let store = Store::open(&database, "n1".into()).await.unwrap();
@@ -521,6 +554,7 @@ async fn all(bench: Bench) {
     an_alert_is_raised_once(&bench).await;
     hours_add_up(&bench).await;
     what_was_billed_is_read_whole(&bench).await;
+    old_rows_end_and_hours_stay(&bench).await;
     a_newer_schema_is_refused(&bench).await;
 }
 
