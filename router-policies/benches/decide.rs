@@ -76,6 +76,7 @@ impl Bench {
             structured_output: false,
             thinking: None,
             service_tier: None,
+            hour_cache: false,
             workflow: None,
             deadline_ms: None,
             labels: vec![("feature".into(), "b".into()), ("user".into(), "u1".into())],
