@@ -157,7 +157,9 @@ async fn answer(
     who: &Principal,
     (mut reservation, mut trail): (Reservation, Trail),
 ) -> Option<Settled> {
-    let live = match attempt(exchange, client, &mut reservation, &mut trail).await {
+    // On the heap, so that a stream does not carry for as long as it runs what beginning it took.
+    let attempted = Box::pin(attempt(exchange, client, &mut reservation, &mut trail)).await;
+    let live = match attempted {
         Ok(live) => live,
         Err(stop) => {
             settle_stop(exchange, client, (reservation, trail), stop).await;

@@ -61,13 +61,16 @@ pub(crate) struct Upstream {
 }
 
 enum Transport {
-    /// One request at a time on each connection. The fields of the head that never change, as they go over the wire.
-    Http1 {
-        connector: TransportConnector,
-        idle: Idle,
-        fields: Vec<u8>,
-    },
-    Http2(Connector),
+    Http1(Box<Http1>),
+    Http2(Box<Connector>),
+}
+
+/// One request at a time on each connection.
+struct Http1 {
+    connector: TransportConnector,
+    idle: Idle,
+    /// The fields of the head that never change, as they go over the wire.
+    fields: Vec<u8>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -106,17 +109,17 @@ impl Upstream {
             template.insert_header(name.clone(), value.as_str())?;
         }
         let connector = if settings.http2 {
-            Transport::Http2(Connector::new(Some(options)))
+            Transport::Http2(Box::new(Connector::new(Some(options))))
         } else {
             let mut fields = Vec::new();
             for (name, value) in &template.headers {
                 write_field(&mut fields, name.as_str(), value.as_bytes());
             }
-            Transport::Http1 {
+            Transport::Http1(Box::new(Http1 {
                 connector: TransportConnector::new(Some(options)),
                 idle: Idle::default(),
                 fields,
-            }
+            }))
         };
         Ok(Self {
             settings,
@@ -137,16 +140,12 @@ impl Upstream {
         // A pooled connection may have been closed by the other side; that is found out by using it.
         for _ in 0..=STALE {
             let opened = match &self.connector {
-                Transport::Http1 {
-                    connector,
-                    idle,
-                    fields,
-                } => {
-                    let (stream, reused) = match idle.take() {
+                Transport::Http1(http1) => {
+                    let (stream, reused) = match http1.idle.take() {
                         Some(stream) => (stream, true),
-                        None => (self.connect(connector, &peer).await?, false),
+                        None => (self.connect(&http1.connector, &peer).await?, false),
                     };
-                    let head = self.head_bytes(fields, encoded, passed_on);
+                    let head = self.head_bytes(&http1.fields, encoded, passed_on);
                     let exchanged = exchange_http1(stream, head, encoded.body.clone());
                     (timeout(self.settings.first_byte_timeout, exchanged).await, reused)
                 }
@@ -198,10 +197,10 @@ impl Upstream {
     /// Puts a connection whose answer was read to the end back into the pool.
     pub(crate) async fn release(&self, opened: Opened) {
         match (&self.connector, opened.session) {
-            (Transport::Http1 { idle, .. }, HttpSession::H1(mut session)) => {
+            (Transport::Http1(http1), HttpSession::H1(mut session)) => {
                 session.respect_keepalive();
                 if let Some(stream) = session.reuse().await {
-                    idle.put(stream, clock::monotonic_ms());
+                    http1.idle.put(stream, clock::monotonic_ms());
                 }
             }
             (Transport::Http2(connector), session) => {
@@ -209,14 +208,14 @@ impl Upstream {
                     .release_http_session(session, &*opened.peer, Some(POOL_IDLE))
                     .await;
             }
-            (Transport::Http1 { .. }, _) => {}
+            (Transport::Http1(_), _) => {}
         }
     }
 
     /// Closes connections that nobody needs any more.
     pub(crate) fn sweep(&self) {
-        if let Transport::Http1 { idle, .. } = &self.connector {
-            idle.sweep(clock::monotonic_ms());
+        if let Transport::Http1(http1) = &self.connector {
+            http1.idle.sweep(clock::monotonic_ms());
         }
     }
 
@@ -286,10 +285,10 @@ impl Upstream {
             &mut *self.resolved.lock().unwrap_or_else(PoisonError::into_inner),
             entry,
         );
-        if let (Some((before, _)), Transport::Http1 { idle, .. }) = (before, &self.connector)
+        if let (Some((before, _)), Transport::Http1(http1)) = (before, &self.connector)
             && before._address != peer._address
         {
-            idle.clear();
+            http1.idle.clear();
         }
         Ok(peer)
     }

@@ -81,7 +81,6 @@ impl Bench {
             deadline_ms: None,
             labels: vec![("feature".into(), "b".into()), ("user".into(), "u1".into())],
             prefix_hash: 7,
-            hour_cache: false,
         };
         let offers = (0..50).map(|index| Offer {
             available: index != 9,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
 
 /// How often everything is looked through and the node says that it lives.
 const BEAT: Duration = Duration::from_millis(500);
@@ -17,8 +17,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const BACK_OFF: Duration = Duration::from_millis(50);
 /// A store that has not answered for so long is away.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How often old rows end and partitions are made.
-const UPKEEP: Duration = Duration::from_secs(3600);
+/// Beats, an hour of them, after which old rows end and partitions are made.
+const UPKEEP: u32 = 7200;
 /// A node that has not been heard of for so long does not share in what is free.
 const ABSENT_US: i64 = 5_000_000;
 
@@ -75,7 +75,8 @@ struct Task {
     leases: Leases,
     nodes: u32,
     version: i64,
-    next_upkeep: Instant,
+    /// Since the store was last tidied.
+    beats: u32,
 }
 
 impl Keeper {
@@ -90,7 +91,7 @@ impl Keeper {
             leases,
             nodes: 1,
             version,
-            next_upkeep: Instant::now() + UPKEEP,
+            beats: 0,
         };
         task.spawn(state.run(closed));
         Self {
@@ -126,16 +127,16 @@ impl Keeper {
 
 impl Task {
     async fn run(mut self, mut closed: watch::Receiver<bool>) {
-        let mut next_beat = Instant::now();
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let whole = tokio::select! {
                 biased;
                 _ = closed.wait_for(|closed| *closed) => return,
-                () = tokio::time::sleep_until(next_beat) => true,
+                _ = beat.tick() => true,
                 () = self.shared.wake.notified() => false,
             };
             if whole {
-                next_beat = Instant::now() + BEAT;
                 self.beat().await;
             }
             if (whole || self.desk.books().is_wanting()) && !self.round(whole).await {
@@ -218,8 +219,9 @@ impl Task {
 
     /// Says that this node lives, and hears what is new.
     async fn beat(&mut self) {
-        if Instant::now() >= self.next_upkeep {
-            self.next_upkeep = Instant::now() + UPKEEP;
+        self.beats += 1;
+        if self.beats >= UPKEEP {
+            self.beats = 0;
             let now_us = (self.desk.clock)();
             if let Err(error) = self.desk.store.upkeep(now_us, self.leases.keep_days).await {
                 tracing::warn!(%error, "the store could not be tidied; it is tried again in an hour");

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
+use tokio::time::sleep;
 
 /// Alerts that may wait for someone to take them.
 const ALERTS: usize = 1024;
@@ -201,8 +201,9 @@ impl Ledger {
         ask: Ask<'_>,
     ) -> Result<Reservation, Denied> {
         self.healthy().map_err(|problem| Denied::Store { problem })?;
-        let deadline = Instant::now() + ask.patience;
         let mut waited: Option<Arc<Notify>> = None;
+        // Begun with the first wait, since most have none.
+        let mut patience = None;
         loop {
             let (reserved, wanting) = {
                 let mut books = self.books();
@@ -234,8 +235,13 @@ impl Ledger {
                 return Err(Denied::Store { problem });
             }
             let released = waited.insert(short.released.clone());
-            let told = short.told;
-            if tokio::time::timeout_at(deadline, told).await.is_err() {
+            let patience = patience.get_or_insert_with(|| Box::pin(sleep(ask.patience)));
+            let is_over = tokio::select! {
+                biased;
+                () = short.told => false,
+                () = patience.as_mut() => true,
+            };
+            if is_over {
                 released.notify_one();
                 return Err(self
                     .0
