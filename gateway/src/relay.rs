@@ -93,7 +93,13 @@ pub(crate) async fn relay(
                 break Over::Gone;
             }
         }
-        if !meter.covers(answer.progress(), reservation).await {
+        // More money may have to be waited for; the caller need not wait with us.
+        let is_covered = tokio::select! {
+            biased;
+            is_covered = meter.covers(answer.progress(), reservation) => is_covered,
+            Gone = client.gone() => break Over::Gone,
+        };
+        if !is_covered {
             break Over::Budget;
         }
     };
