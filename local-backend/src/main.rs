@@ -37,13 +37,8 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
     },
-    /// Measure a model: one line of JSON with prompt (pp512) and generation (tg128) tokens per second.
-    Bench {
-        #[arg(long)]
-        model: PathBuf,
-        #[arg(long)]
-        threads: Option<usize>,
-    },
+    /// Measure a model: tokens per second of prompts and of generation, if asked beside llama.cpp.
+    Bench(bench::Arguments),
 }
 
 fn cores(asked: Option<usize>) -> usize {
@@ -74,6 +69,6 @@ fn main() -> anyhow::Result<()> {
             };
             runtime.block_on(server::run(settings)).context("local-backend")
         }
-        Command::Bench { model, threads } => bench::run(&model, cores(threads)),
+        Command::Bench(arguments) => bench::run(&arguments),
     }
 }
