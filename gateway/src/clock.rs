@@ -15,6 +15,10 @@ pub(crate) fn unix_us() -> i64 {
         .saturating_add(offset_us())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "not a setting: only tests have clocks that disagree"
+)]
 fn offset_us() -> i64 {
     static OFFSET_US: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
     *OFFSET_US.get_or_init(|| {

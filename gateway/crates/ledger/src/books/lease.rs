@@ -184,7 +184,8 @@ impl Sizing {
     }
 
     fn wants_more(&self, round: Round, spare: Money, free: Option<Money>) -> bool {
-        if !self.low && !(round.whole && spare < self.floor() && self.is_in_use()) {
+        let is_below = round.whole && self.is_in_use() && spare < self.floor();
+        if !self.low && !is_below {
             return false;
         }
         // Near the limit a share of what is free may be too little to ask for.
