@@ -17,4 +17,5 @@ pub mod certs;
 pub mod fake;
 pub mod load;
 pub mod postgres;
+pub mod redis;
 pub mod storm;
