@@ -311,6 +311,9 @@ impl Ledger {
             let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
         }
         drop(reservation);
+        // What this node has taken beyond the job's part goes back.
+        self.books().look_again(&leased);
+        self.wake();
         Ok(cells.into_iter().map(|cell| cell.0).collect())
     }
 
