@@ -21,6 +21,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
+mod escrow;
 mod lease;
 #[cfg(test)]
 mod tests;

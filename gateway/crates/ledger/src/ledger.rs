@@ -329,6 +329,10 @@ impl Ledger {
         self.0.writer.healthy()
     }
 
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.0.desk
+    }
+
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         self.0.desk.books()
     }
