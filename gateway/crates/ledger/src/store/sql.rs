@@ -14,9 +14,9 @@ pub(super) struct Sql {
 
 impl Sql {
     /// The same text for both, but for a few words: `{max}` and `{min}` of scalars, `{now}` in microseconds,
-    /// `{lock}` for the rows that a `SELECT` found.
+    /// `{lock}` for the rows that a `SELECT` found, `{skip}` without those that others have, `{big}` integers.
     pub(super) fn new(text: &str) -> Self {
-        let spelled = |words: [(&str, &str); 4]| {
+        let spelled = |words: [(&str, &str); 6]| {
             let text = words.iter().fold(text.to_owned(), |text, (word, spelling)| {
                 text.replace(word, spelling)
             });
@@ -31,12 +31,16 @@ impl Sql {
                     "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
                 ),
                 ("{lock}", "FOR UPDATE"),
+                ("{skip}", "FOR UPDATE SKIP LOCKED"),
+                ("{big}", "BIGINT"),
             ]),
             sqlite: spelled([
                 ("{max}", "max"),
                 ("{min}", "min"),
                 ("{now}", "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"),
                 ("{lock}", ""),
+                ("{skip}", ""),
+                ("{big}", "INTEGER"),
             ]),
         }
     }
