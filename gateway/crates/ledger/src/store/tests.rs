@@ -214,7 +214,7 @@ async fn who_is_refused_what_others_hold_is_heard(bench: &Bench) {
     let second = Store::open(&database, "n2".into()).await.unwrap();
     let search = budget("search", 1000);
     first
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     // More than there is, while nobody holds anything: nobody else can help.
