@@ -5,7 +5,7 @@ use crate::budget::{Budget, BudgetSpec};
 use crate::crash;
 use crate::definitions::Definitions;
 use crate::journal::{Entry, Fsync, Journal, JournalError, Shared};
-use crate::keeper::{Keeper, Leases, WhenAway};
+use crate::keeper::{Keeper, Leases};
 use crate::keys::{KeySpec, Keyring, NotAccepted, Operator, Principal};
 use crate::reservation::Reservation;
 use crate::settlement::{Settlement, settled_at};
@@ -94,7 +94,6 @@ struct Inner {
     desk: Desk,
     writer: Arc<Writer>,
     keeper: Keeper,
-    when_away: WhenAway,
     alerts: Mutex<Option<mpsc::Receiver<Alert>>>,
 }
 
@@ -168,7 +167,6 @@ impl Ledger {
             desk,
             writer,
             keeper,
-            when_away: settings.leases.when_away,
             alerts: Mutex::new(Some(receiver)),
         })))
     }
@@ -236,7 +234,10 @@ impl Ledger {
             if short.hopeless {
                 return Err(denied());
             }
-            if let (Some(problem), WhenAway::FailClosed) = (self.0.keeper.problem(), self.0.when_away) {
+            // What running requests hold here comes back without the store; nothing else does.
+            if !short.is_held_here
+                && let Some(problem) = self.0.keeper.problem()
+            {
                 return Err(Denied::Store { problem });
             }
             let released = waited.insert(short.released.clone());
@@ -313,6 +314,10 @@ impl Ledger {
     /// What is wrong with the store, once it has been behind for too long to go on taking money.
     pub fn healthy(&self) -> Result<(), String> {
         self.0.writer.healthy()
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.0.desk
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {

@@ -10,6 +10,7 @@ mod alerts;
 mod billed;
 mod budgets;
 mod edit;
+mod jobs;
 mod keys;
 mod lease;
 mod post;
@@ -182,6 +183,14 @@ impl Store {
 
     pub(crate) fn node(&self) -> &Arc<str> {
         &self.node
+    }
+
+    /// The same store, as someone else who holds slices of budgets sees it.
+    pub(crate) fn as_node(&self, node: Arc<str>) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            node,
+        }
     }
 
     pub(crate) async fn close(&self) {

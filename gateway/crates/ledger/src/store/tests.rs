@@ -10,8 +10,8 @@ use crate::settlement::{CellName, Post, Settlement};
 use crate::window::Period;
 use ::tests::postgres::Postgres;
 use exchange::{
-    AccountPath, BackendClass, Charge, Dialect, LatencyTier, Money, RequestId, Surface, Usage, UsageSource,
-    ValueTier,
+    AccountPath, BackendClass, Charge, Dialect, LatencyTier, Money, Origin, RequestId, Surface, Usage,
+    UsageSource, ValueTier,
 };
 use smallvec::smallvec;
 
@@ -97,6 +97,7 @@ fn settlement(number: u64, budget: &Budget, charge: i64) -> Settlement {
         account: Arc::new(budget.account.clone()),
         dialect: Dialect::Anthropic,
         surface: Surface::Messages,
+        origin: Origin::Batch,
         model_asked: "a \"quoted\" model".into(),
         stream: true,
         value: ValueTier::High,
@@ -165,8 +166,8 @@ async fn a_request_is_posted_once(bench: &Bench) {
         ("acme/search/-/-", "$0.00000003")
     );
     assert_eq!(
-        (row.model_asked.as_str(), row.late),
-        ("a \"quoted\" model", false)
+        (row.model_asked.as_str(), row.origin.as_str(), row.late),
+        ("a \"quoted\" model", "batch", false)
     );
     assert_eq!(row.attempts.len(), 1);
     assert_eq!(
@@ -205,6 +206,27 @@ async fn slices_shrink_and_never_exceed_the_limit(bench: &Bench) {
         sums(&lease(&first, &search, (5000, 0, 0), 2).await),
         (0, 0, 0, 600)
     );
+}
+
+async fn who_is_refused_what_others_hold_is_heard(bench: &Bench) {
+    let database = bench.database("needed");
+    let first = Store::open(&database, "n1".into()).await.unwrap();
+    let second = Store::open(&database, "n2".into()).await.unwrap();
+    let search = budget("search", 1000);
+    first
+        .declare_budgets(std::slice::from_ref(&search), change())
+        .await
+        .unwrap();
+    // More than there is, while nobody holds anything: nobody else can help.
+    assert_eq!(lease(&second, &search, (0, 0, 1001), 1).await.taken, Money::ZERO);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&first, &search, (0, 800, 800), 1).await.taken.nanos(), 800);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken, Money::ZERO);
+    let name = (search.id.to_string(), cell(&search).window.starts_us);
+    assert_eq!(first.needed().await.unwrap(), [name]);
+    lease(&first, &search, (400, 0, 0), 1).await;
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken.nanos(), 300);
 }
 
 async fn many_at_once_never_take_more_than_there_is(bench: &Bench) {
@@ -434,6 +456,9 @@ async fn hours_add_up(bench: &Bench) {
     all[7].record.ending = exchange::Ending::Refused;
     all[7].record.attempts.clear();
     all[7].posts.clear();
+    for settlement in &mut all[100..] {
+        settlement.record.origin = Origin::Live;
+    }
     let refs: Vec<&Settlement> = all.iter().collect();
     assert_eq!(store.post(&refs[..90]).await.unwrap().new, 90);
     assert_eq!(store.post(&refs[50..]).await.unwrap().new, 110);
@@ -444,7 +469,15 @@ async fn hours_add_up(bench: &Bench) {
     let rows = store.pool.fetch(&sql, &[]).await.unwrap();
     let found: Vec<i64> = (0..6).map(|at| rows[0].int(at).unwrap()).collect();
     let charge: i64 = (0..200).sum::<i64>() - 7;
-    assert_eq!(found, [200, 1, 199, charge, charge, 2]);
+    assert_eq!(found, [200, 1, 199, charge, charge, 3]);
+    let sql = sql::Sql::new(
+        "SELECT origin, CAST(sum(requests) AS BIGINT), CAST(sum(charge) AS BIGINT) FROM hourly GROUP BY origin ORDER BY origin",
+    );
+    let rows = store.pool.fetch(&sql, &[]).await.unwrap();
+    let row = |row: &sql::Row| (row.text(0).unwrap(), row.int(1).unwrap(), row.int(2).unwrap());
+    let batch = (0..100).sum::<i64>() - 7;
+    let expected = [("batch".into(), 100, batch), ("live".into(), 100, charge - batch)];
+    assert_eq!(rows.iter().map(row).collect::<Vec<_>>(), expected);
     let sql = sql::Sql::new("SELECT CAST(sum(charge) AS BIGINT) FROM attempts");
     assert_eq!(
         store.pool.fetch(&sql, &[]).await.unwrap()[0].int(0).unwrap(),
@@ -553,6 +586,7 @@ async fn all(bench: Bench) {
     an_alert_is_raised_once(&bench).await;
     admin::all(&bench).await;
     hours_add_up(&bench).await;
+    who_is_refused_what_others_hold_is_heard(&bench).await;
     what_was_billed_is_read_whole(&bench).await;
     old_rows_end_and_hours_stay(&bench).await;
     a_newer_schema_is_refused(&bench).await;
