@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 mod export;
 mod prices;
 
@@ -63,7 +64,35 @@ enum Command {
         #[command(subcommand)]
         command: prices::PricesCommand,
     },
-    /// Gateway keys.
+    /// Keys of a running gateway.
+    Keys {
+        #[command(subcommand)]
+        command: admin::keys::KeysCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Organisations, teams and workflows of a running gateway.
+    Teams {
+        #[command(subcommand)]
+        command: admin::teams::TeamsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Budgets of a running gateway.
+    Budgets {
+        #[command(subcommand)]
+        command: admin::budgets::BudgetsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Who changed what in a running gateway, when and why, the latest first.
+    Audit {
+        #[command(flatten)]
+        listing: admin::Listing,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Keys for the configuration file.
     Key {
         #[command(subcommand)]
         command: KeyCommand,
@@ -142,6 +171,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Export { command } => export::run(command, &mut out),
         Command::Prices { command } => prices::run(command, &mut out),
+        Command::Keys { command, access } => admin::keys::run(command, access, &mut out),
+        Command::Teams { command, access } => admin::teams::run(command, access, &mut out),
+        Command::Budgets { command, access } => admin::budgets::run(command, access, &mut out),
+        Command::Audit { listing, access } => admin::audit::run(&listing, access, &mut out),
         Command::Key {
             command: KeyCommand::Create,
         } => {
