@@ -16,7 +16,8 @@ use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
 use dialect::Request;
 use exchange::{
-    Dialect, Ending, LatencyTier, Money, Phase, Record, Refusal, RequestId, Surface, Timings, ValueTier,
+    Dialect, Ending, LatencyTier, Money, Origin, Phase, Record, Refusal, RequestId, Surface, Timings,
+    ValueTier,
 };
 use ledger::{Opening, Principal, Reservation};
 use router_policies::Situation;
@@ -269,6 +270,7 @@ impl Arrival<'_> {
             account,
             dialect: self.dialect,
             surface: self.surface,
+            origin: Origin::Live,
             model_asked: request.facts.model.clone(),
             stream: request.facts.stream,
             value: profile.value,
@@ -313,6 +315,7 @@ impl Arrival<'_> {
             account: who.map(|who| who.account.clone()),
             dialect: self.dialect,
             surface: self.surface,
+            origin: Origin::Live,
             model_asked: "".into(),
             stream: false,
             value: ValueTier::Unvalued,

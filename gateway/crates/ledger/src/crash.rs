@@ -101,6 +101,7 @@ pub(crate) fn estimate(request: RequestId, intents: &[Intent], held: Money) -> O
         account: Some(opening.account.clone()),
         dialect: opening.dialect,
         surface: opening.surface,
+        origin: opening.origin,
         model_asked: opening.model_asked.clone(),
         stream: opening.stream,
         value: opening.value,

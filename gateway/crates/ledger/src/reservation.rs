@@ -6,8 +6,8 @@ use crate::crash;
 use crate::journal::{Entry, JournalError, Shared};
 use crate::ledger::{Denied, Ledger};
 use exchange::{
-    AccountPath, BackendClass, Charge, Dialect, Envelope, LatencyTier, Money, Record, RequestId, Surface,
-    Thinking, Usage, ValueTier,
+    AccountPath, BackendClass, Charge, Dialect, Envelope, LatencyTier, Money, Origin, Record, RequestId,
+    Surface, Thinking, Usage, ValueTier,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -27,6 +27,7 @@ pub struct Opening {
     pub account: Arc<AccountPath>,
     pub dialect: Dialect,
     pub surface: Surface,
+    pub origin: Origin,
     pub model_asked: Box<str>,
     pub stream: bool,
     pub value: ValueTier,

@@ -307,14 +307,11 @@ fn request_row<'a>(
         micros(times.total_us),
         Value::Int(record.total().nanos()),
         Value::Text(node),
-        Value::Text(ORIGIN),
+        Value::Text(record.origin.as_str()),
         Value::Int(settlement.held.nanos()),
         Value::Bool(settlement.late),
     ]);
 }
-
-/// Every request so far is a caller's own.
-const ORIGIN: &str = "live";
 
 fn attempt_row<'a>(
     values: &mut Vec<Value<'a>>,
@@ -359,8 +356,8 @@ fn charge_lines(attempt: &AttemptRecord) -> String {
     format!("[{}]", lines.collect::<Vec<_>>().join(","))
 }
 
-/// Hour, account, provider, model, class and tier, value.
-type HourKey<'a> = (i64, [&'a str; 4], [&'a str; 4], &'a str);
+/// Hour, account, provider, model, class, origin and tier, value.
+type HourKey<'a> = (i64, [&'a str; 4], [&'a str; 5], &'a str);
 
 async fn post_hours(transaction: &mut Transaction, new: &[&Settlement]) -> sqlx::Result<()> {
     let mut hours: BTreeMap<HourKey<'_>, [i64; HOURLY_SUMS]> = BTreeMap::new();
@@ -370,10 +367,8 @@ async fn post_hours(transaction: &mut Transaction, new: &[&Settlement]) -> sqlx:
     let mut values = Vec::with_capacity(hours.len() * (HOURLY_KEYS + HOURLY_SUMS));
     for ((hour, account, target, value), sums) in &hours {
         values.push(Value::Int(*hour));
-        let [provider, model, class, tier] = target;
-        let parts = account.iter().chain([provider, model, class]);
+        let parts = account.iter().chain(target).chain([value]);
         values.extend(parts.map(|part| Value::Text(part)));
-        values.extend([Value::Text(ORIGIN), Value::Text(tier), Value::Text(value)]);
         values.extend(sums.iter().map(|sum| Value::Int(*sum)));
     }
     for (statement, values) in statements(&HOURS, HOURLY_KEYS + HOURLY_SUMS, &values) {
@@ -395,9 +390,10 @@ fn add_hours<'a>(hours: &mut BTreeMap<HourKey<'a>, [i64; HOURLY_SUMS]>, settleme
         ]
     });
     let refused = i64::from(record.ending == Ending::Refused);
-    let value = record.value.as_str();
+    let (origin, value) = (record.origin.as_str(), record.value.as_str());
     if record.attempts.is_empty() {
-        let sums = hours.entry((hour, account, [""; 4], value)).or_default();
+        let target = ["", "", "", origin, ""];
+        let sums = hours.entry((hour, account, target, value)).or_default();
         sums[0] += 1;
         sums[1] += refused;
     }
@@ -406,6 +402,7 @@ fn add_hours<'a>(hours: &mut BTreeMap<HourKey<'a>, [i64; HOURLY_SUMS]>, settleme
             &*attempt.provider,
             &*attempt.model,
             attempt.class.as_str(),
+            origin,
             attempt.charge.service_tier.as_str(),
         ];
         let sums = hours.entry((hour, account, target, value)).or_default();

@@ -15,6 +15,8 @@ pub struct StoredRequest {
     pub status: i64,
     pub value: String,
     pub latency: String,
+    /// live, batch or probe.
+    pub origin: String,
     pub started_us: i64,
     pub total_us: i64,
     pub total: String,
@@ -40,7 +42,7 @@ pub struct StoredAttempt {
 
 static REQUEST: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
-        "SELECT org, team, workflow, key, model_asked, ending, status, value, latency, started_us, total_us, charge, held, late \
+        "SELECT org, team, workflow, key, model_asked, ending, status, value, latency, started_us, total_us, charge, held, late, origin \
          FROM requests WHERE id = $1",
     )
 });
@@ -88,6 +90,7 @@ fn stored(id: RequestId, row: &Row, attempts: &[Row]) -> sqlx::Result<StoredRequ
         total: Money::from_nanos(row.int(11)?).to_string(),
         held: Money::from_nanos(row.int(12)?).to_string(),
         late: row.flag(13)?,
+        origin: row.text(14)?,
         attempts: attempts.iter().map(attempt).collect::<sqlx::Result<_>>()?,
     })
 }

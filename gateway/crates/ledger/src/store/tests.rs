@@ -8,8 +8,8 @@ use crate::settlement::{CellName, Post, Settlement};
 use crate::window::Period;
 use ::tests::postgres::Postgres;
 use exchange::{
-    AccountPath, BackendClass, Charge, Dialect, LatencyTier, Money, RequestId, Surface, Usage, UsageSource,
-    ValueTier,
+    AccountPath, BackendClass, Charge, Dialect, LatencyTier, Money, Origin, RequestId, Surface, Usage,
+    UsageSource, ValueTier,
 };
 use smallvec::smallvec;
 
@@ -95,6 +95,7 @@ fn settlement(number: u64, budget: &Budget, charge: i64) -> Settlement {
         account: Arc::new(budget.account.clone()),
         dialect: Dialect::Anthropic,
         surface: Surface::Messages,
+        origin: Origin::Batch,
         model_asked: "a \"quoted\" model".into(),
         stream: true,
         value: ValueTier::High,
@@ -163,8 +164,8 @@ async fn a_request_is_posted_once(bench: &Bench) {
         ("acme/search/-/-", "$0.00000003")
     );
     assert_eq!(
-        (row.model_asked.as_str(), row.late),
-        ("a \"quoted\" model", false)
+        (row.model_asked.as_str(), row.origin.as_str(), row.late),
+        ("a \"quoted\" model", "batch", false)
     );
     assert_eq!(row.attempts.len(), 1);
     assert_eq!(
@@ -435,6 +436,9 @@ async fn hours_add_up(bench: &Bench) {
     all[7].record.ending = exchange::Ending::Refused;
     all[7].record.attempts.clear();
     all[7].posts.clear();
+    for settlement in &mut all[100..] {
+        settlement.record.origin = Origin::Live;
+    }
     let refs: Vec<&Settlement> = all.iter().collect();
     assert_eq!(store.post(&refs[..90]).await.unwrap().new, 90);
     assert_eq!(store.post(&refs[50..]).await.unwrap().new, 110);
@@ -445,7 +449,15 @@ async fn hours_add_up(bench: &Bench) {
     let rows = store.pool.fetch(&sql, &[]).await.unwrap();
     let found: Vec<i64> = (0..6).map(|at| rows[0].int(at).unwrap()).collect();
     let charge: i64 = (0..200).sum::<i64>() - 7;
-    assert_eq!(found, [200, 1, 199, charge, charge, 2]);
+    assert_eq!(found, [200, 1, 199, charge, charge, 3]);
+    let sql = sql::Sql::new(
+        "SELECT origin, CAST(sum(requests) AS BIGINT), CAST(sum(charge) AS BIGINT) FROM hourly GROUP BY origin ORDER BY origin",
+    );
+    let rows = store.pool.fetch(&sql, &[]).await.unwrap();
+    let row = |row: &sql::Row| (row.text(0).unwrap(), row.int(1).unwrap(), row.int(2).unwrap());
+    let batch = (0..100).sum::<i64>() - 7;
+    let expected = [("batch".into(), 100, batch), ("live".into(), 100, charge - batch)];
+    assert_eq!(rows.iter().map(row).collect::<Vec<_>>(), expected);
     let sql = sql::Sql::new("SELECT CAST(sum(charge) AS BIGINT) FROM attempts");
     assert_eq!(
         store.pool.fetch(&sql, &[]).await.unwrap()[0].int(0).unwrap(),

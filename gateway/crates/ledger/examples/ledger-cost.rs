@@ -1,4 +1,4 @@
-//! What a request costs the ledger: `cargo run --release -p ledger --example cost`, with `-- postgres` on a Postgres of its
+//! What a request costs the ledger: `cargo run --release -p ledger --example ledger-cost`, with `-- postgres` on a Postgres of its
 //! own. Prints, for the path of one request (reserve, intent, settlement), nanoseconds as the request sees them, CPU
 //! nanoseconds of the whole process (the writer included, and SQLite), and requests per second until they are in the store.
 
@@ -11,7 +11,7 @@
 use ::tests::postgres::Postgres;
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, Dialect, Ending, Grants, KeyHash,
-    LatencyTier, Money, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
+    LatencyTier, Money, Origin, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
     ValueTier,
 };
 use ledger::{
@@ -112,6 +112,7 @@ fn record(request: RequestId, intent: &Intent) -> Record {
         account: Some(opening.account.clone()),
         dialect: opening.dialect,
         surface: opening.surface,
+        origin: opening.origin,
         model_asked: opening.model_asked.clone(),
         stream: opening.stream,
         value: opening.value,
@@ -181,6 +182,7 @@ async fn main() {
                 account: who.account.clone(),
                 dialect: Dialect::OpenaiChat,
                 surface: Surface::ChatCompletions,
+                origin: Origin::Live,
                 model_asked: "auto".into(),
                 stream: true,
                 value: ValueTier::Standard,
