@@ -6,8 +6,10 @@
 //! locked in the order nodes, leases, windows, hours, each by key, so that nodes never wait for each other in a ring.
 
 mod billed;
+mod decisions;
 mod definitions;
 mod lease;
+mod outcomes;
 mod post;
 mod read;
 mod sql;
@@ -16,9 +18,11 @@ mod tests;
 mod upkeep;
 
 pub use billed::{Billed, BilledLine, billed};
+pub use decisions::{StoredDecision, decisions};
 pub(crate) use definitions::Source;
 pub use definitions::{Alert, AuditEntry, Change};
 pub(crate) use lease::{LeaseAsk, LeaseState};
+pub use outcomes::{Answered, Outcome, ServedBy};
 pub(crate) use post::{Posted, Spend};
 pub use read::{StoredAttempt, StoredRequest};
 
