@@ -26,7 +26,7 @@ pub use condition::{Condition, Range, When};
 pub use decide::{Ask, NoRoute};
 pub use diff::{Diff, Move, Place, diff};
 pub use document::{DocumentError, DocumentErrors};
-pub use estimates::{Estimate, Estimates, ThinkingGain};
+pub use estimates::{Estimate, Estimates, Predicted, ThinkingGain};
 pub use exchange::EstimateSource;
 pub use explain::{explain, trace_table};
 pub use lint::{Finding, Inversion, Inversions, Priced, Report, Severity, Standing, lint};
@@ -35,4 +35,4 @@ pub use policy::{
     PolicyDocument, Quality, ReferencePrice, Route, Situation, Speed, Spelling, Split, Step, TeamLayer,
     TeamsDocument, ThinBudget, ThinkingAbility, ThinkingRule, ThinkingWish, ValueLevel, ValueRule, Workflow,
 };
-pub use replay::{Comparison, Decided, Flip, Interval, Recorded, Replay, Side, Summary, replay};
+pub use replay::{Comparison, Decided, Flip, Interval, Recorded, Replay, Replaying, Side, Summary, replay};

@@ -75,6 +75,7 @@ fn one(policy: &Policy, number: u64) -> Recorded {
         offers: ids.zip(offers).collect(),
         conversation: None,
         estimates: None,
+        features: Vec::new(),
         envelope,
         seed: number,
         decided,
