@@ -148,6 +148,9 @@ pub(crate) struct Store {
     /// A gateway that has been silent for so long is given up: its slices count as spent until it comes back with its
     /// journal.
     pub(super) lapse_after_s: u64,
+    /// For so long a gateway is to go on while the store is away: it keeps as much of each budget as it has lately used in
+    /// that time, where the limit leaves room. 0: only what it needs for the moment.
+    pub(super) outage_s: u64,
     /// For how many days requests and attempts are kept. Left out: for good. Hours, budgets and the audit trail stay.
     pub(super) keep_days: Option<u32>,
 }
@@ -163,6 +166,7 @@ impl Default for Store {
             when_away: WhenAway::FailClosed,
             allow_dollars: None,
             lapse_after_s: 600,
+            outage_s: 60,
             keep_days: None,
         }
     }

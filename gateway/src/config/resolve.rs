@@ -196,6 +196,7 @@ impl document::Store {
         Leases {
             when_away,
             lapse_after: limit(lapse_after, "store.lapse_after_s", mistakes),
+            outage: Duration::from_secs(self.outage_s),
             keep_days: self.keep_days,
         }
     }

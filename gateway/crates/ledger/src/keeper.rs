@@ -38,6 +38,9 @@ pub struct Leases {
     pub when_away: WhenAway,
     /// A node that has been silent for so long is given up: what it had leased counts as spent until it comes back.
     pub lapse_after: Duration,
+    /// For so long a node is to go on while the store is away: it keeps as much of each budget as it has lately used in
+    /// that time, where the limit leaves room.
+    pub outage: Duration,
     /// For how many days requests and attempts are kept; for good where there is no number.
     pub keep_days: Option<u32>,
 }
@@ -47,6 +50,7 @@ impl Default for Leases {
         Self {
             when_away: WhenAway::FailClosed,
             lapse_after: Duration::from_secs(600),
+            outage: Duration::from_secs(60),
             keep_days: None,
         }
     }
@@ -154,6 +158,8 @@ impl Task {
             now_us: (self.desk.clock)(),
             whole,
             exclusive: self.desk.store.is_exclusive(),
+            nodes: self.nodes,
+            outage_us: i64::try_from(self.leases.outage.as_micros()).unwrap_or(i64::MAX),
         };
         let asks = self.desk.books().asks(round);
         if asks.is_empty() {
@@ -171,7 +177,11 @@ impl Task {
         let said = timeout(SILENCE, self.desk.store.lease(&asks, definition, self.nodes)).await;
         match said {
             Ok(Ok(states)) => {
-                self.desk.books().leased(&states);
+                {
+                    let mut books = self.desk.books();
+                    books.lend(Money::ZERO);
+                    books.leased(&states);
+                }
                 if self.found(None) {
                     tracing::info!("the store answers again");
                 }
@@ -201,10 +211,11 @@ impl Task {
         if self.found(Some(problem.clone())) {
             tracing::warn!(%problem, "the store is away; budgets are spent from what this node has leased");
         }
+        let mut books = self.desk.books();
         if let WhenAway::AllowUpTo(amount) = self.leases.when_away {
-            self.desk.books().advance(amount);
+            books.lend(amount);
         }
-        self.desk.books().unheard();
+        books.unheard();
     }
 
     /// True if that is news.
@@ -253,6 +264,10 @@ impl Task {
                     "a node is given up: what it had leased counts as spent until it comes back"
                 );
             }
+        }
+        if self.nodes > 1 {
+            let needed = store.needed().await?;
+            self.desk.books().need_elsewhere(&needed);
         }
         let version = store.version().await?;
         if version != self.version {

@@ -6,7 +6,7 @@ use crate::books::{Balance, Books, Settled};
 use crate::budget::{Budget, BudgetSpec};
 use crate::crash;
 use crate::journal::{Entry, Fsync, Journal, JournalError, Shared};
-use crate::keeper::{Keeper, Leases, WhenAway};
+use crate::keeper::{Keeper, Leases};
 use crate::reservation::Reservation;
 use crate::settlement::{Settlement, settled_at};
 use crate::store::{Alert, AuditEntry, Change, Database, Source, Store, StoreError, StoredRequest};
@@ -111,7 +111,6 @@ struct Inner {
     desk: Desk,
     writer: Arc<Writer>,
     keeper: Keeper,
-    when_away: WhenAway,
     alerts: Mutex<Option<mpsc::Receiver<Alert>>>,
 }
 
@@ -181,7 +180,6 @@ impl Ledger {
             desk,
             writer,
             keeper,
-            when_away: settings.leases.when_away,
             alerts: Mutex::new(Some(receiver)),
         })))
     }
@@ -233,7 +231,10 @@ impl Ledger {
             if short.hopeless {
                 return Err(denied());
             }
-            if let (Some(problem), WhenAway::FailClosed) = (self.0.keeper.problem(), self.0.when_away) {
+            // What running requests hold here comes back without the store; nothing else does.
+            if !short.is_held_here
+                && let Some(problem) = self.0.keeper.problem()
+            {
                 return Err(Denied::Store { problem });
             }
             let released = waited.insert(short.released.clone());
@@ -335,6 +336,10 @@ impl Ledger {
     /// What is wrong with the store, once it has been behind for too long to go on taking money.
     pub fn healthy(&self) -> Result<(), String> {
         self.0.writer.healthy()
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.0.desk
     }
 
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {

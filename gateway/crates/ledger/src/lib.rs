@@ -8,6 +8,7 @@
 mod books;
 mod budget;
 mod crash;
+mod jobs;
 mod journal;
 mod keeper;
 mod ledger;
@@ -19,6 +20,7 @@ mod writer;
 
 pub use books::Balance;
 pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
+pub use jobs::{ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, StoredItem, Tally};
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate};

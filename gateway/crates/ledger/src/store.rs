@@ -8,6 +8,7 @@
 mod billed;
 mod decisions;
 mod definitions;
+mod jobs;
 mod lease;
 mod outcomes;
 mod post;
@@ -175,6 +176,14 @@ impl Store {
 
     pub(crate) fn node(&self) -> &Arc<str> {
         &self.node
+    }
+
+    /// The same store, as someone else who holds slices of budgets sees it.
+    pub(crate) fn as_node(&self, node: Arc<str>) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            node,
+        }
     }
 
     pub(crate) async fn close(&self) {

@@ -207,6 +207,27 @@ async fn slices_shrink_and_never_exceed_the_limit(bench: &Bench) {
     );
 }
 
+async fn who_is_refused_what_others_hold_is_heard(bench: &Bench) {
+    let database = bench.database("needed");
+    let first = Store::open(&database, "n1".into()).await.unwrap();
+    let second = Store::open(&database, "n2".into()).await.unwrap();
+    let search = budget("search", 1000);
+    first
+        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .await
+        .unwrap();
+    // More than there is, while nobody holds anything: nobody else can help.
+    assert_eq!(lease(&second, &search, (0, 0, 1001), 1).await.taken, Money::ZERO);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&first, &search, (0, 800, 800), 1).await.taken.nanos(), 800);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken, Money::ZERO);
+    let name = (search.id.to_string(), cell(&search).window.starts_us);
+    assert_eq!(first.needed().await.unwrap(), [name]);
+    lease(&first, &search, (400, 0, 0), 1).await;
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken.nanos(), 300);
+}
+
 async fn many_at_once_never_take_more_than_there_is(bench: &Bench) {
     let database = bench.database("race");
     let search = budget("search", 10_000);
@@ -653,6 +674,7 @@ async fn all(bench: Bench) {
     budgets_are_kept_audited_and_begin_with_what_was_spent(&bench).await;
     an_alert_is_raised_once(&bench).await;
     hours_add_up(&bench).await;
+    who_is_refused_what_others_hold_is_heard(&bench).await;
     what_was_billed_is_read_whole(&bench).await;
     old_rows_end_and_hours_stay(&bench).await;
     decisions_and_outcomes_are_read_back(&bench).await;
