@@ -11,6 +11,7 @@ mod config;
 mod fleet;
 mod focus;
 mod gateway;
+mod learn;
 mod limits;
 mod listen;
 mod local;

@@ -27,6 +27,6 @@ pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
     Alert, Answered, AuditEntry, Billed, BilledLine, Change, Database, Outcome, ServedBy, StoreError,
-    StoredAttempt, StoredDecision, StoredRequest, billed, decisions,
+    StoredAttempt, StoredDecision, StoredOutcome, StoredRequest, billed, decisions,
 };
 pub use window::{Period, Window, Zone};

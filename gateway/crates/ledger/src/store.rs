@@ -19,7 +19,7 @@ mod tests;
 mod upkeep;
 
 pub use billed::{Billed, BilledLine, billed};
-pub use decisions::{StoredDecision, decisions};
+pub use decisions::{StoredDecision, StoredOutcome, decisions};
 pub(crate) use definitions::Source;
 pub use definitions::{Alert, AuditEntry, Change};
 pub(crate) use lease::{LeaseAsk, LeaseState};

@@ -25,15 +25,23 @@ pub struct StoredDecision {
     pub total_us: i64,
     /// It came to an answer.
     pub answered: bool,
-    /// What its caller said of it, and of which deployment.
-    pub outcome: Option<(String, bool)>,
+    /// What its caller said of it.
+    pub outcome: Option<StoredOutcome>,
+}
+
+/// What a caller said of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredOutcome {
+    pub workflow: String,
+    pub deployment: String,
+    pub success: bool,
 }
 
 static DECISIONS: Inserts = LazyLock::new(|| inserts("decisions", 3, "ON CONFLICT (request) DO NOTHING"));
 static PAGES: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
-        "SELECT d.request, d.decision, r.charge, r.total_us, r.refusal IS NULL AND r.first_byte_us > 0, o.deployment, \
-             coalesce(o.success, 1 = 0) \
+        "SELECT d.request, d.decision, r.charge, r.total_us, r.refusal IS NULL AND r.first_byte_us > 0, o.workflow, \
+             coalesce(o.deployment, ''), coalesce(o.success, 1 = 0) \
          FROM decisions d JOIN requests r ON r.id = d.request LEFT JOIN outcomes o ON o.request = d.request \
          WHERE d.started_us >= $1 AND d.started_us < $2 AND d.request > $3 ORDER BY d.request LIMIT $4",
     )
@@ -91,13 +99,17 @@ pub async fn decisions(
 }
 
 fn stored(row: &Row) -> sqlx::Result<StoredDecision> {
-    let success = row.flag(6)?;
+    let (deployment, success) = (row.text(6)?, row.flag(7)?);
     Ok(StoredDecision {
         request: RequestId(row.id(0)?),
         decision: row.text(1)?,
         charged: Money::from_nanos(row.int(2)?),
         total_us: row.int(3)?,
         answered: row.flag(4)?,
-        outcome: row.maybe(5)?.map(|deployment| (deployment, success)),
+        outcome: row.maybe(5)?.map(|workflow| StoredOutcome {
+            workflow,
+            deployment,
+            success,
+        }),
     })
 }

@@ -622,7 +622,11 @@ async fn decisions_and_outcomes_are_read_back(bench: &Bench) {
         (&*found[0].decision, found[0].charged.nanos()),
         ("{\"seed\":7}", 5)
     );
-    assert_eq!(found[0].outcome, Some(("d".into(), true)));
+    let told = found[0]
+        .outcome
+        .as_ref()
+        .map(|told| (&*told.workflow, &*told.deployment, told.success));
+    assert_eq!(told, Some(("triage", "d", true)));
     assert_eq!(found[5].outcome, None);
     let served = store.served_by(all[3].record.request).await.unwrap();
     assert_eq!(served.map(|served| served.org).as_deref(), Some("acme"));
