@@ -2,12 +2,14 @@
 
 mod admin;
 mod export;
+mod policy;
 mod prices;
 
 use crate::config::{self, Config, Document};
 use crate::{boot, clock, quickstart};
 use clap::{Parser, Subcommand};
-use router_policies::Policy;
+use router_policies::tool::Format;
+use router_policies::{Policy, Severity};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -64,6 +66,14 @@ enum Command {
         #[command(subcommand)]
         command: prices::PricesCommand,
     },
+    /// Check, test, explain, compare and replay routing policies; `--from-ledger` reads what the gateway recorded.
+    Policy {
+        #[command(subcommand)]
+        command: router_policies::tool::Command,
+        /// Print JSON instead of text.
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Keys of a running gateway.
     Keys {
         #[command(subcommand)]
@@ -107,7 +117,12 @@ enum KeyCommand {
 
 /// Runs the command; the one place where an error becomes an exit status.
 pub(crate) fn run() -> ExitCode {
-    match execute(Arguments::parse().command) {
+    let command = Arguments::parse().command;
+    if let Command::Policy { command, json } = command {
+        let format = if json { Format::Json } else { Format::Text };
+        return policy::run(command, format).into();
+    }
+    match execute(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut line = format!("tollgate: {error}");
@@ -126,9 +141,19 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Serve { config } => boot::run(&config),
         Command::Check { config } => {
             let (read, (policy, text)) = read(&config)?;
-            for finding in boot::check(&read, &policy, &text)? {
+            let findings = boot::check(&read, &policy, &text)?;
+            for finding in &findings {
                 writeln!(out, "{}:{finding}", read.policy.display())?;
             }
+            let errors = findings
+                .iter()
+                .filter(|one| one.severity == Severity::Error)
+                .count();
+            anyhow::ensure!(
+                errors == 0,
+                "{}: lint finds {errors} errors in the policy",
+                config.display()
+            );
             let (keys, providers) = (read.keys.len(), read.providers.len());
             let deployments = policy.deployments().len();
             writeln!(
@@ -169,6 +194,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             )?;
             boot::run(&config)
         }
+        // Ran before, for its exit status is its own.
+        Command::Policy { .. } => Ok(()),
         Command::Export { command } => export::run(command, &mut out),
         Command::Prices { command } => prices::run(command, &mut out),
         Command::Keys { command, access } => admin::keys::run(command, access, &mut out),

@@ -12,6 +12,7 @@ mod fetch;
 mod fleet;
 mod focus;
 mod gateway;
+mod learn;
 mod limits;
 mod listen;
 mod local;
