@@ -185,10 +185,7 @@ async fn serve(
     tasks.spawn(gateway.limits.clone().keep_shared(nodes, stop.clone()));
     writeln!(out, "admin on {}", admin.url())?;
     out.flush()?;
-    let app = Arc::new(Admin {
-        gateway: gateway.clone(),
-        options: Gateway::server_options(),
-    });
+    let app = Arc::new(Admin::new(gateway.clone()));
     // The admin listener outlives the others, so that a drain can be watched.
     let (stop_admin, admin_stop) = watch::channel(false);
     let mut admin_tasks = JoinSet::new();

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 mod export;
 mod policy;
 mod prices;
@@ -73,7 +74,35 @@ enum Command {
         #[arg(long, global = true)]
         json: bool,
     },
-    /// Gateway keys.
+    /// Keys of a running gateway.
+    Keys {
+        #[command(subcommand)]
+        command: admin::keys::KeysCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Organisations, teams and workflows of a running gateway.
+    Teams {
+        #[command(subcommand)]
+        command: admin::teams::TeamsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Budgets of a running gateway.
+    Budgets {
+        #[command(subcommand)]
+        command: admin::budgets::BudgetsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Who changed what in a running gateway, when and why, the latest first.
+    Audit {
+        #[command(flatten)]
+        listing: admin::Listing,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Keys for the configuration file.
     Key {
         #[command(subcommand)]
         command: KeyCommand,
@@ -169,6 +198,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Policy { .. } => Ok(()),
         Command::Export { command } => export::run(command, &mut out),
         Command::Prices { command } => prices::run(command, &mut out),
+        Command::Keys { command, access } => admin::keys::run(command, access, &mut out),
+        Command::Teams { command, access } => admin::teams::run(command, access, &mut out),
+        Command::Budgets { command, access } => admin::budgets::run(command, access, &mut out),
+        Command::Audit { listing, access } => admin::audit::run(&listing, access, &mut out),
         Command::Key {
             command: KeyCommand::Create,
         } => {

@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod clock;
 mod config;
+mod fetch;
 mod fleet;
 mod focus;
 mod gateway;
