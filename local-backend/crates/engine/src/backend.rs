@@ -11,9 +11,8 @@ pub const BLOCK_TOKENS: usize = 16;
 /// The part of one sequence that a step computes.
 ///
 /// `blocks` must cover positions `0..first + tokens.len()`; the keys and values of positions below `first` must
-/// have been computed into those blocks by earlier steps, or be computed by rows of the same sequence before it in this
-/// step (guessed tokens are checked that way: each layer stores the keys of all rows before any row reads). Blocks that hold positions at or after `first` must
-/// belong to this sequence alone.
+/// have been computed into those blocks by earlier steps, or by rows of this one: a sequence may be cut into several rows
+/// to have logits after each. Blocks that hold positions at or after `first` must belong to this sequence alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     /// Token ids to compute, at least one, each below [`ModelInfo::vocabulary`].
@@ -100,4 +99,11 @@ pub trait Backend: Send {
     /// # Panics
     /// When a row breaks its contract (a block or token id out of range): that is a bug of the scheduler.
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd;
+
+    /// Fills `out` (cleared first) with one vector of `ModelInfo::embedding_width` floats and length 1 for each sequence, in
+    /// order. `None`: this model does not embed, or there is no memory for the keys and values of so many tokens.
+    fn embed(&mut self, sequences: &[&[u32]], abort: &AtomicBool, out: &mut Vec<f32>) -> Option<StepEnd> {
+        let _ = (sequences, abort, out);
+        None
+    }
 }

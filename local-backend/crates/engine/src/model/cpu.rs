@@ -335,7 +335,7 @@ impl Backend for Model {
         let mut x = vec![0.0; places.len() * width];
         let tokens = rows.iter().flat_map(|row| row.tokens);
         for (token, out) in tokens.zip(x.chunks_exact_mut(width)) {
-            self.embed(*token, out);
+            Self::embed(self, *token, out);
         }
         for index in 0..self.layers.len() {
             if abort.load(Ordering::Relaxed) {
