@@ -112,6 +112,7 @@ impl Trail {
             account: Some(opening.account.clone()),
             dialect: opening.dialect,
             surface: opening.surface,
+            origin: opening.origin,
             model_asked: opening.model_asked.clone(),
             stream: opening.stream,
             value: opening.value,

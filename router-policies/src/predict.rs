@@ -49,6 +49,8 @@ pub enum LoadError {
 #[derive(Clone, Debug)]
 pub struct Predictor {
     model: Model,
+    /// By column: mean P(success) over all that it was recorded on.
+    usual: Vec<Option<f32>>,
 }
 
 /// P(success) with its standard error, both 0 … 1.
@@ -86,7 +88,10 @@ impl Prediction {
 impl Predictor {
     pub fn new(model: Model) -> Result<Self, LoadError> {
         check(&model)?;
-        Ok(Self { model })
+        let usual = (0..model.columns.len())
+            .map(|column| usual(&model, column))
+            .collect();
+        Ok(Self { model, usual })
     }
 
     /// Reads a model file.
@@ -211,6 +216,9 @@ pub struct ClassSuccess {
     pub class: BackendClass,
     /// Without thinking.
     pub success: Success,
+    /// Mean P(success) of the same models over all that they were recorded on: the mark by which this prompt is easier
+    /// or harder than usual.
+    pub usual: f32,
     /// What thinking adds to P(success), where models with and without it were recorded on such prompts.
     pub thinking_gain: Option<Success>,
 }
@@ -220,14 +228,16 @@ impl Predictor {
     pub fn classes(&self, prediction: &Prediction) -> Vec<ClassSuccess> {
         let gains = self.thinking_gains(prediction);
         let of = |class: BackendClass| {
-            let members: Vec<Success> = self
+            let columns = self
                 .model
                 .columns
                 .iter()
                 .zip(&prediction.columns)
-                .filter(|(column, _)| column.class == class && column.thinks_beyond.is_none())
-                .filter_map(|(_, success)| *success)
-                .collect();
+                .zip(&self.usual);
+            let (members, usual): (Vec<Success>, Vec<f32>) = columns
+                .filter(|((column, _), _)| column.class == class && column.thinks_beyond.is_none())
+                .filter_map(|((_, success), usual)| Some(((*success)?, (*usual)?)))
+                .unzip();
             let success = average(&members)?;
             let own: Vec<Success> = gains
                 .iter()
@@ -238,6 +248,7 @@ impl Predictor {
             Some(ClassSuccess {
                 class,
                 success,
+                usual: usual.iter().sum::<f32>() / usual.len() as f32,
                 thinking_gain: average(&own).or_else(|| average(&any)),
             })
         };
@@ -259,6 +270,21 @@ impl Predictor {
             })
             .collect()
     }
+}
+
+/// Mean P(success) of one recorded model, its domains weighted by their rows.
+fn usual(model: &Model, column: usize) -> Option<f32> {
+    let (mut right, mut rows) = (0.0_f64, 0.0_f64);
+    for family in &model.families {
+        let Some(own) = family.columns.iter().position(|at| usize::from(*at) == column) else {
+            continue;
+        };
+        for (rates, count) in &family.rates {
+            right += f64::from(rates.get(own).copied().unwrap_or_default()) * f64::from(*count);
+            rows += f64::from(*count);
+        }
+    }
+    (rows > 0.0).then(|| (right / rows) as f32)
 }
 
 fn average(members: &[Success]) -> Option<Success> {

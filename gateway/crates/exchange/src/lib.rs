@@ -15,7 +15,7 @@ mod record;
 mod refusal;
 mod usage;
 
-pub use account::{AccountPath, Grants};
+pub use account::{AccountPath, Grants, NotAnAccount, is_account_name};
 pub use decision::{
     Candidate, Decision, Envelope, EstimateSource, Plan, Reason, Score, ThinkingNote, Trace, TraceEntry,
     Verdict,
@@ -25,7 +25,9 @@ pub use fleet::{BackendClass, Conversation, Offer};
 pub use ids::{KeyHash, RequestId};
 pub use money::{Bill, Money, MoneyParseError, Rate};
 pub use profile::{LatencyTier, Profile, Thinking, ThinkingGrant, ThinkingLevel, ValueTier, Worth};
-pub use record::{AttemptOutcome, AttemptRecord, Charge, ChargeLine, Ending, Item, Phase, Record, Timings};
+pub use record::{
+    AttemptOutcome, AttemptRecord, Charge, ChargeLine, Ending, Item, Origin, Phase, Record, Timings,
+};
 pub use refusal::{Fault, Refusal, RefusalKind};
 pub use usage::{ServiceTier, TokenClass, Unit, Usage, UsageSource};
 

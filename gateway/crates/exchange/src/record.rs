@@ -22,6 +22,20 @@ spelled!(Phase {
     Accept => "accept", Queue => "queue", Connect => "connect", FirstByte => "first_byte", Stream => "stream",
 });
 
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A caller waits for its answer.
+    #[default]
+    Live,
+    /// A line of a batch job.
+    Batch,
+    /// Sent by the gateway itself, to learn something of a deployment.
+    Probe,
+}
+
+spelled!(Origin { Live => "live", Batch => "batch", Probe => "probe" });
+
 /// How the request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
@@ -154,6 +168,7 @@ pub struct Record {
     pub account: Option<Arc<AccountPath>>,
     pub dialect: Dialect,
     pub surface: Surface,
+    pub origin: Origin,
     pub model_asked: Box<str>,
     pub stream: bool,
     pub value: ValueTier,

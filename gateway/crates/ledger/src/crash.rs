@@ -57,6 +57,7 @@ pub(crate) fn recover(entries: Vec<Entry<'static>>) -> Vec<Settlement> {
             held: open.held,
             late: false,
             posts,
+            decision: None,
         })
     });
     settled.extend(cut_off);
@@ -101,6 +102,7 @@ pub(crate) fn estimate(request: RequestId, intents: &[Intent], held: Money) -> O
         account: Some(opening.account.clone()),
         dialect: opening.dialect,
         surface: opening.surface,
+        origin: opening.origin,
         model_asked: opening.model_asked.clone(),
         stream: opening.stream,
         value: opening.value,

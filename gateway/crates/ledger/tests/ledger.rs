@@ -4,7 +4,7 @@
 
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, Dialect, Ending, Grants, KeyHash,
-    LatencyTier, Money, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
+    LatencyTier, Money, Origin, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
     ValueTier,
 };
 use ledger::{
@@ -48,6 +48,7 @@ fn settings(folder: &Path, limit: Money) -> Settings {
             hash: KEY,
             account: account(Some("ci")),
             grants: Grants::default(),
+            networks: Vec::new(),
             budgets: Vec::new(),
             disabled: false,
         }],
@@ -56,7 +57,7 @@ fn settings(folder: &Path, limit: Money) -> Settings {
 
 async fn open(folder: &Path, limit: Money) -> (Ledger, Arc<Principal>) {
     let ledger = Ledger::open(settings(folder, limit)).await.unwrap();
-    let principal = ledger.authenticate(&KEY).unwrap();
+    let principal = ledger.authenticate(&KEY, NOW).unwrap();
     (ledger, principal)
 }
 
@@ -81,6 +82,7 @@ fn intent() -> Intent {
         account: Arc::new(account(Some("ci"))),
         dialect: Dialect::OpenaiChat,
         surface: Surface::ChatCompletions,
+        origin: Origin::Live,
         model_asked: "auto".into(),
         stream: true,
         value: ValueTier::Standard,
@@ -131,6 +133,7 @@ fn record(request: RequestId, charge: i64) -> Record {
         account: Some(opening.account.clone()),
         dialect: opening.dialect,
         surface: opening.surface,
+        origin: opening.origin,
         model_asked: "a \"quoted\" model".into(),
         stream: true,
         value: opening.value,

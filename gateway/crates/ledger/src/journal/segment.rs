@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The mark, and the version of the format in the last byte.
-pub(super) const HEADER: [u8; 8] = *b"TGJRNL\0\x02";
+pub(super) const HEADER: [u8; 8] = *b"TGJRNL\0\x03";
 /// Length and checksum, before each payload.
 pub(super) const FRAME_BYTES: usize = 8;
 /// No entry is longer; a length above it means that the file is not a journal.

@@ -37,7 +37,7 @@ const HOURLY_SUMS: usize = 10;
 const HOUR_US: i64 = 3_600_000_000;
 
 /// The statements for [`SIZES`] rows.
-type Inserts = LazyLock<[Sql; 3]>;
+pub(super) type Inserts = LazyLock<[Sql; 3]>;
 static REQUESTS: Inserts = LazyLock::new(|| {
     inserts(
         "requests",
@@ -64,7 +64,9 @@ static LEASES: Inserts = LazyLock::new(|| {
 static WINDOWS: Inserts = LazyLock::new(|| {
     let tail = "ON CONFLICT (budget, starts_us) DO UPDATE SET spent = budget_windows.spent + excluded.spent, \
                 leased = budget_windows.leased + excluded.leased RETURNING budget, starts_us, spent";
-    inserts("budget_windows", 9, tail)
+    let columns =
+        "budget, starts_us, ends_us, amount, increase, increase_until_us, spent, leased, last_grant";
+    inserts(&format!("budget_windows ({columns})"), 9, tail)
 });
 static HOURS: Inserts = LazyLock::new(|| {
     let sums = [
@@ -92,12 +94,12 @@ static USE_WRITTEN_OFF: LazyLock<Sql> = LazyLock::new(|| {
     )
 });
 
-fn inserts(table: &str, columns: usize, tail: &str) -> [Sql; 3] {
+pub(super) fn inserts(table: &str, columns: usize, tail: &str) -> [Sql; 3] {
     SIZES.map(|rows| Sql::insert(table, (rows, columns), tail))
 }
 
 /// Cuts rows of `columns` values into statements.
-fn statements<'a, 'v>(
+pub(super) fn statements<'a, 'v>(
     inserts: &'static Inserts,
     columns: usize,
     mut values: &'a [Value<'v>],
@@ -131,7 +133,7 @@ impl Store {
         Ok(posted)
     }
 
-    async fn post_in(
+    pub(super) async fn post_in(
         &self,
         transaction: &mut Transaction,
         settlements: &[&Settlement],
@@ -154,6 +156,7 @@ impl Store {
         let is_new = |settlement: &&Settlement| inserted.remove(&settlement.record.request.0);
         let new: Vec<&Settlement> = settlements.iter().copied().filter(is_new).collect();
         self.post_attempts(transaction, &new).await?;
+        super::decisions::post(transaction, &new).await?;
         let spends = self.post_spend(transaction, &new).await?;
         post_hours(transaction, &new).await?;
         Ok(Posted {
@@ -307,14 +310,11 @@ fn request_row<'a>(
         micros(times.total_us),
         Value::Int(record.total().nanos()),
         Value::Text(node),
-        Value::Text(ORIGIN),
+        Value::Text(record.origin.as_str()),
         Value::Int(settlement.held.nanos()),
         Value::Bool(settlement.late),
     ]);
 }
-
-/// Every request so far is a caller's own.
-const ORIGIN: &str = "live";
 
 fn attempt_row<'a>(
     values: &mut Vec<Value<'a>>,
@@ -359,8 +359,8 @@ fn charge_lines(attempt: &AttemptRecord) -> String {
     format!("[{}]", lines.collect::<Vec<_>>().join(","))
 }
 
-/// Hour, account, provider, model, class and tier, value.
-type HourKey<'a> = (i64, [&'a str; 4], [&'a str; 4], &'a str);
+/// Hour, account, provider, model, class, origin and tier, value.
+type HourKey<'a> = (i64, [&'a str; 4], [&'a str; 5], &'a str);
 
 async fn post_hours(transaction: &mut Transaction, new: &[&Settlement]) -> sqlx::Result<()> {
     let mut hours: BTreeMap<HourKey<'_>, [i64; HOURLY_SUMS]> = BTreeMap::new();
@@ -370,10 +370,8 @@ async fn post_hours(transaction: &mut Transaction, new: &[&Settlement]) -> sqlx:
     let mut values = Vec::with_capacity(hours.len() * (HOURLY_KEYS + HOURLY_SUMS));
     for ((hour, account, target, value), sums) in &hours {
         values.push(Value::Int(*hour));
-        let [provider, model, class, tier] = target;
-        let parts = account.iter().chain([provider, model, class]);
+        let parts = account.iter().chain(target).chain([value]);
         values.extend(parts.map(|part| Value::Text(part)));
-        values.extend([Value::Text(ORIGIN), Value::Text(tier), Value::Text(value)]);
         values.extend(sums.iter().map(|sum| Value::Int(*sum)));
     }
     for (statement, values) in statements(&HOURS, HOURLY_KEYS + HOURLY_SUMS, &values) {
@@ -395,9 +393,10 @@ fn add_hours<'a>(hours: &mut BTreeMap<HourKey<'a>, [i64; HOURLY_SUMS]>, settleme
         ]
     });
     let refused = i64::from(record.ending == Ending::Refused);
-    let value = record.value.as_str();
+    let (origin, value) = (record.origin.as_str(), record.value.as_str());
     if record.attempts.is_empty() {
-        let sums = hours.entry((hour, account, [""; 4], value)).or_default();
+        let target = ["", "", "", origin, ""];
+        let sums = hours.entry((hour, account, target, value)).or_default();
         sums[0] += 1;
         sums[1] += refused;
     }
@@ -406,6 +405,7 @@ fn add_hours<'a>(hours: &mut BTreeMap<HourKey<'a>, [i64; HOURLY_SUMS]>, settleme
             &*attempt.provider,
             &*attempt.model,
             attempt.class.as_str(),
+            origin,
             attempt.charge.service_tier.as_str(),
         ];
         let sums = hours.entry((hour, account, target, value)).or_default();

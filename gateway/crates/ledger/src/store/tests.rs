@@ -1,5 +1,7 @@
 //! One suite for both stores: what Postgres must do, SQLite must do. Each check gets a store of its own, empty.
 
+mod admin;
+
 use super::*;
 use crate::budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 use crate::crash::estimate;
@@ -8,8 +10,8 @@ use crate::settlement::{CellName, Post, Settlement};
 use crate::window::Period;
 use ::tests::postgres::Postgres;
 use exchange::{
-    AccountPath, BackendClass, Charge, Dialect, LatencyTier, Money, RequestId, Surface, Usage, UsageSource,
-    ValueTier,
+    AccountPath, BackendClass, Charge, Dialect, LatencyTier, Money, Origin, RequestId, Surface, Usage,
+    UsageSource, ValueTier,
 };
 use smallvec::smallvec;
 
@@ -95,6 +97,7 @@ fn settlement(number: u64, budget: &Budget, charge: i64) -> Settlement {
         account: Arc::new(budget.account.clone()),
         dialect: Dialect::Anthropic,
         surface: Surface::Messages,
+        origin: Origin::Batch,
         model_asked: "a \"quoted\" model".into(),
         stream: true,
         value: ValueTier::High,
@@ -118,6 +121,7 @@ fn settlement(number: u64, budget: &Budget, charge: i64) -> Settlement {
     };
     let amount = Money::from_nanos(charge);
     Settlement {
+        decision: Some("{}".into()),
         record: estimate(request, &[intent], amount).unwrap(),
         held: amount,
         late: false,
@@ -145,7 +149,7 @@ async fn a_request_is_posted_once(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 1000);
     store
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     lease(&store, &search, (0, 500, 0), 1).await;
@@ -163,8 +167,8 @@ async fn a_request_is_posted_once(bench: &Bench) {
         ("acme/search/-/-", "$0.00000003")
     );
     assert_eq!(
-        (row.model_asked.as_str(), row.late),
-        ("a \"quoted\" model", false)
+        (row.model_asked.as_str(), row.origin.as_str(), row.late),
+        ("a \"quoted\" model", "batch", false)
     );
     assert_eq!(row.attempts.len(), 1);
     assert_eq!(
@@ -182,7 +186,7 @@ async fn slices_shrink_and_never_exceed_the_limit(bench: &Bench) {
     let second = Store::open(&database, "n2".into()).await.unwrap();
     let search = budget("search", 1000);
     first
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     // A share of what is free where others may come, all of it where none can.
@@ -205,13 +209,34 @@ async fn slices_shrink_and_never_exceed_the_limit(bench: &Bench) {
     );
 }
 
+async fn who_is_refused_what_others_hold_is_heard(bench: &Bench) {
+    let database = bench.database("needed");
+    let first = Store::open(&database, "n1".into()).await.unwrap();
+    let second = Store::open(&database, "n2".into()).await.unwrap();
+    let search = budget("search", 1000);
+    first
+        .declare_budgets(std::slice::from_ref(&search), change())
+        .await
+        .unwrap();
+    // More than there is, while nobody holds anything: nobody else can help.
+    assert_eq!(lease(&second, &search, (0, 0, 1001), 1).await.taken, Money::ZERO);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&first, &search, (0, 800, 800), 1).await.taken.nanos(), 800);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken, Money::ZERO);
+    let name = (search.id.to_string(), cell(&search).window.starts_us);
+    assert_eq!(first.needed().await.unwrap(), [name]);
+    lease(&first, &search, (400, 0, 0), 1).await;
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken.nanos(), 300);
+}
+
 async fn many_at_once_never_take_more_than_there_is(bench: &Bench) {
     let database = bench.database("race");
     let search = budget("search", 10_000);
     let mut nodes = tokio::task::JoinSet::new();
     let setup = Store::open(&database, "n0".into()).await.unwrap();
     setup
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     for number in 0..6 {
@@ -247,7 +272,7 @@ async fn a_node_that_is_gone_is_written_off_and_comes_back(bench: &Bench) {
         Store::open(&database, "alive".into()).await.unwrap(),
     );
     let search = budget("search", 1000);
-    dead.put_budgets(std::slice::from_ref(&search), Source::Config, change())
+    dead.declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     assert!(!dead.register().await.unwrap() && !alive.register().await.unwrap());
@@ -294,7 +319,7 @@ async fn what_exceeds_a_lease_is_posted_all_the_same(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 100);
     store
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     lease(&store, &search, (0, 60, 60), 1).await;
@@ -306,7 +331,7 @@ async fn what_exceeds_a_lease_is_posted_all_the_same(bench: &Bench) {
     // The excess is spent, and no part of a later slice.
     let raised = budget("search", 200);
     store
-        .put_budgets(std::slice::from_ref(&raised), Source::Api, change())
+        .declare_budgets(std::slice::from_ref(&raised), change())
         .await
         .unwrap();
     assert_eq!(
@@ -322,7 +347,7 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let old = budget("search", 100);
     store
-        .put_budgets(std::slice::from_ref(&old), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&old), change())
         .await
         .unwrap();
     lease(&store, &old, (0, 0, 0), 1).await;
@@ -333,7 +358,7 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
     let version = store.version().await.unwrap();
     assert_eq!(
         store
-            .put_budgets(std::slice::from_ref(&old), Source::Config, change())
+            .declare_budgets(std::slice::from_ref(&old), change())
             .await
             .unwrap(),
         0
@@ -356,15 +381,15 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
         },
     };
     let new = Budget::new(account("search"), spec);
-    assert_eq!(
-        store
-            .put_budgets(std::slice::from_ref(&new), Source::Api, change())
-            .await
-            .unwrap(),
-        1
-    );
-    let mut kept = store.budgets().await.unwrap();
-    kept.sort_unstable_by_key(|budget| budget.spec.limit);
+    let unknown = store.create_budget(&new, change()).await.unwrap_err();
+    assert!(matches!(unknown, EditError::Missing(_)), "{unknown}");
+    let accounts = [account("search")];
+    store.declare_accounts(&accounts, change()).await.unwrap();
+    store.create_budget(&new, change()).await.unwrap();
+    let everything = Subtree::everything();
+    let mut kept = store.budgets(&everything, "", 10).await.unwrap();
+    kept.sort_unstable_by_key(|stored| stored.budget.spec.limit);
+    let kept: Vec<Budget> = kept.into_iter().map(|stored| stored.budget).collect();
     assert_eq!(kept, [new.clone(), old.clone()]);
     let state = lease(&store, &new, (0, 0, 0), 1).await;
     assert_eq!((state.limit.nanos(), state.spent.nanos()), (75, 15));
@@ -378,21 +403,18 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
             ..old.spec.clone()
         },
     );
-    store
-        .put_budgets(std::slice::from_ref(&other), Source::Api, change())
-        .await
-        .unwrap();
+    store.create_budget(&other, change()).await.unwrap();
     assert_eq!(lease(&store, &other, (0, 0, 0), 1).await.spent.nanos(), 0);
     // A raise reaches the windows that are open, and what the configuration drops ends; what the API made does not.
     let raised = budget("search", 400);
     store
-        .put_budgets(std::slice::from_ref(&raised), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&raised), change())
         .await
         .unwrap();
     assert_eq!(lease(&store, &raised, (0, 0, 0), 1).await.limit.nanos(), 400);
-    assert_eq!(store.retire_missing(&[], change()).await.unwrap(), 1);
-    assert_eq!(store.budgets().await.unwrap().len(), 2);
-    let audit = store.audit(i64::MAX, 2).await.unwrap();
+    assert_eq!(store.declare_budgets(&[], change()).await.unwrap(), 1);
+    assert_eq!(store.budgets(&everything, "", 10).await.unwrap().len(), 2);
+    let audit = store.audit("acme/search", (i64::MAX, 2)).await.unwrap();
     assert_eq!(
         (audit.len(), audit[0].actor.as_str(), audit[0].subject.as_str()),
         (2, "ann", "budget acme/search total")
@@ -435,6 +457,9 @@ async fn hours_add_up(bench: &Bench) {
     all[7].record.ending = exchange::Ending::Refused;
     all[7].record.attempts.clear();
     all[7].posts.clear();
+    for settlement in &mut all[100..] {
+        settlement.record.origin = Origin::Live;
+    }
     let refs: Vec<&Settlement> = all.iter().collect();
     assert_eq!(store.post(&refs[..90]).await.unwrap().new, 90);
     assert_eq!(store.post(&refs[50..]).await.unwrap().new, 110);
@@ -445,7 +470,15 @@ async fn hours_add_up(bench: &Bench) {
     let rows = store.pool.fetch(&sql, &[]).await.unwrap();
     let found: Vec<i64> = (0..6).map(|at| rows[0].int(at).unwrap()).collect();
     let charge: i64 = (0..200).sum::<i64>() - 7;
-    assert_eq!(found, [200, 1, 199, charge, charge, 2]);
+    assert_eq!(found, [200, 1, 199, charge, charge, 3]);
+    let sql = sql::Sql::new(
+        "SELECT origin, CAST(sum(requests) AS BIGINT), CAST(sum(charge) AS BIGINT) FROM hourly GROUP BY origin ORDER BY origin",
+    );
+    let rows = store.pool.fetch(&sql, &[]).await.unwrap();
+    let row = |row: &sql::Row| (row.text(0).unwrap(), row.int(1).unwrap(), row.int(2).unwrap());
+    let batch = (0..100).sum::<i64>() - 7;
+    let expected = [("batch".into(), 100, batch), ("live".into(), 100, charge - batch)];
+    assert_eq!(rows.iter().map(row).collect::<Vec<_>>(), expected);
     let sql = sql::Sql::new("SELECT CAST(sum(charge) AS BIGINT) FROM attempts");
     assert_eq!(
         store.pool.fetch(&sql, &[]).await.unwrap()[0].int(0).unwrap(),
@@ -459,7 +492,7 @@ async fn what_was_billed_is_read_whole(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 1_000_000_000);
     store
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     // More than a page of them.
@@ -514,11 +547,18 @@ async fn old_rows_end_and_hours_stay(bench: &Bench) {
             "2"
         );
     }
+    store.tell(&[outcome(&one, true)]).await.unwrap();
     store.upkeep(NOW + 7 * 86_400_000_000, Some(7)).await.unwrap();
     assert!(store.request(one.record.request).await.unwrap().is_some());
     store.upkeep(NOW + 8 * 86_400_000_000, Some(7)).await.unwrap();
     assert!(store.request(one.record.request).await.unwrap().is_none());
-    for (table, rows) in [("requests", 0), ("attempts", 0), ("hourly", 1)] {
+    for (table, rows) in [
+        ("requests", 0),
+        ("attempts", 0),
+        ("decisions", 0),
+        ("outcomes", 0),
+        ("hourly", 1),
+    ] {
         let sql = sql::Sql::new(&format!("SELECT count(*) FROM {table}"));
         assert_eq!(
             store.pool.fetch(&sql, &[]).await.unwrap()[0].int(0).unwrap(),
@@ -526,6 +566,90 @@ async fn old_rows_end_and_hours_stay(bench: &Bench) {
             "{table}"
         );
     }
+}
+
+fn outcome(settlement: &Settlement, success: bool) -> Outcome {
+    Outcome {
+        request: settlement.record.request,
+        told_us: NOW,
+        org: "acme".into(),
+        workflow: "triage".into(),
+        deployment: "d".into(),
+        success,
+        value: Money::from_nanos(if success { 7 } else { -2 }),
+        stated: success,
+        believed_ppm: 800_000,
+        note: success.then(|| "it said \"yes\"".into()),
+    }
+}
+
+async fn decisions_and_outcomes_are_read_back(bench: &Bench) {
+    let database = bench.database("decisions");
+    let store = Store::open(&database, "n1".into()).await.unwrap();
+    let search = budget("search", 1_000_000);
+    let mut all: Vec<Settlement> = (1..=70).map(|number| settlement(number, &search, 5)).collect();
+    all[0].decision = None;
+    all[1].decision = Some("{\"seed\":7}".into());
+    all[3].record.attempts[0].outcome = exchange::AttemptOutcome::Answered;
+    store.post(&all.iter().collect::<Vec<_>>()).await.unwrap();
+    let (one, two) = (outcome(&all[1], true), outcome(&all[2], false));
+    let first = store
+        .tell(&[two.clone(), one.clone(), one.clone()])
+        .await
+        .unwrap();
+    assert_eq!(first.len(), 2);
+    let again = Outcome {
+        success: false,
+        ..one.clone()
+    };
+    assert!(
+        store.tell(&[again]).await.unwrap().is_empty(),
+        "the first word counts"
+    );
+    let told = store.told(NOW - 1, 10).await.unwrap();
+    assert!(
+        told.len() == 2 && told.contains(&one) && told.contains(&two),
+        "{told:?}"
+    );
+    assert_eq!(store.told(NOW + 1, 10).await.unwrap(), []);
+    let mut found = Vec::new();
+    decisions(&database, NOW - 1_000_000..NOW + 1_000_000, |one| found.push(one))
+        .await
+        .unwrap();
+    assert_eq!(found.len(), 69, "one had none");
+    assert_eq!(
+        (&*found[0].decision, found[0].charged.nanos()),
+        ("{\"seed\":7}", 5)
+    );
+    let told = found[0]
+        .outcome
+        .as_ref()
+        .map(|told| (&*told.workflow, &*told.deployment, told.success));
+    assert_eq!(told, Some(("triage", "d", true)));
+    assert_eq!(found[5].outcome, None);
+    let served = store.served_by(all[3].record.request).await.unwrap();
+    assert_eq!(served.map(|served| served.org).as_deref(), Some("acme"));
+    assert_eq!(
+        store.served_by(all[4].record.request).await.unwrap(),
+        None,
+        "nobody answered"
+    );
+    let answered = |calls| Answered {
+        org: "acme".into(),
+        workflow: "triage".into(),
+        deployment: "d".into(),
+        calls,
+        retries: 1,
+        escalations: 0,
+    };
+    store.add_answered(NOW, &[answered(3)]).await.unwrap();
+    store.add_answered(NOW, &[answered(4)]).await.unwrap();
+    store
+        .add_answered(NOW - 86_400_000_000 * 40, &[answered(9)])
+        .await
+        .unwrap();
+    let sums = store.answered(NOW - 86_400_000_000 * 30).await.unwrap();
+    assert_eq!((sums.len(), sums[0].calls, sums[0].retries), (1, 7, 2));
 }
 
 async fn a_newer_schema_is_refused(bench: &Bench) {
@@ -552,9 +676,12 @@ async fn all(bench: Bench) {
     what_exceeds_a_lease_is_posted_all_the_same(&bench).await;
     budgets_are_kept_audited_and_begin_with_what_was_spent(&bench).await;
     an_alert_is_raised_once(&bench).await;
+    admin::all(&bench).await;
     hours_add_up(&bench).await;
+    who_is_refused_what_others_hold_is_heard(&bench).await;
     what_was_billed_is_read_whole(&bench).await;
     old_rows_end_and_hours_stay(&bench).await;
+    decisions_and_outcomes_are_read_back(&bench).await;
     a_newer_schema_is_refused(&bench).await;
 }
 

@@ -1,4 +1,4 @@
-//! What a request costs the ledger: `cargo run --release -p ledger --example cost`, with `-- postgres` on a Postgres of its
+//! What a request costs the ledger: `cargo run --release -p ledger --example ledger-cost`, with `-- postgres` on a Postgres of its
 //! own. Prints, for the path of one request (reserve, intent, settlement), nanoseconds as the request sees them, CPU
 //! nanoseconds of the whole process (the writer included, and SQLite), and requests per second until they are in the store.
 
@@ -11,7 +11,7 @@
 use ::tests::postgres::Postgres;
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, Dialect, Ending, Grants, KeyHash,
-    LatencyTier, Money, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
+    LatencyTier, Money, Origin, Phase, Record, RequestId, Surface, Timings, TokenClass, Usage, UsageSource,
     ValueTier,
 };
 use ledger::{
@@ -57,6 +57,7 @@ fn settings(folder: &std::path::Path, database: Database) -> Settings {
             hash: KeyHash([1; 32]),
             account: account(),
             grants: Grants::default(),
+            networks: Vec::new(),
             budgets: vec![budget.clone()],
             disabled: false,
         }],
@@ -112,6 +113,7 @@ fn record(request: RequestId, intent: &Intent) -> Record {
         account: Some(opening.account.clone()),
         dialect: opening.dialect,
         surface: opening.surface,
+        origin: opening.origin,
         model_asked: opening.model_asked.clone(),
         stream: opening.stream,
         value: opening.value,
@@ -158,7 +160,7 @@ async fn main() {
         None => Database::Sqlite(folder.path().join("ledger.db")),
     };
     let ledger = Ledger::open(settings(folder.path(), database)).await.unwrap();
-    let who = ledger.authenticate(&KeyHash([1; 32])).unwrap();
+    let who = ledger.authenticate(&KeyHash([1; 32]), now_us()).unwrap();
     let (mut best, cpu, begun) = (f64::INFINITY, cpu_ns(), Instant::now());
     for round in 0..ROUNDS {
         let start = Instant::now();
@@ -181,6 +183,7 @@ async fn main() {
                 account: who.account.clone(),
                 dialect: Dialect::OpenaiChat,
                 surface: Surface::ChatCompletions,
+                origin: Origin::Live,
                 model_asked: "auto".into(),
                 stream: true,
                 value: ValueTier::Standard,
