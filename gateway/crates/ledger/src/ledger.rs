@@ -62,6 +62,16 @@ pub struct Principal {
     pub grants: Grants,
 }
 
+impl Principal {
+    /// Someone of an account, with no grants narrowed.
+    pub fn of(account: AccountPath) -> Self {
+        Self {
+            account: Arc::new(account),
+            grants: Grants::default(),
+        }
+    }
+}
+
 /// How much to hold, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {

@@ -26,6 +26,7 @@ pub use keeper::{Leases, WhenAway};
 pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
-    Alert, AuditEntry, Billed, BilledLine, Change, Database, StoreError, StoredAttempt, StoredRequest, billed,
+    Alert, AuditEntry, Billed, BilledLine, Change, Database, StoreError, StoredAttempt, StoredRequest,
+    Waiting, billed,
 };
 pub use window::{Period, Window, Zone};

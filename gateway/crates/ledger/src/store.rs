@@ -19,6 +19,7 @@ mod upkeep;
 pub use billed::{Billed, BilledLine, billed};
 pub(crate) use definitions::Source;
 pub use definitions::{Alert, AuditEntry, Change};
+pub use jobs::Waiting;
 pub(crate) use lease::{LeaseAsk, LeaseState};
 pub(crate) use post::{Posted, Spend};
 pub use read::{StoredAttempt, StoredRequest};
