@@ -128,7 +128,7 @@ enum Reply {
 /// Serves the job surfaces.
 pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, id: RequestId) {
     let dialect = dialect_of(client);
-    let replied = match enter(gateway, client) {
+    let replied = match enter(gateway, client).await {
         Ok(mut visit) => Box::pin(route(&mut visit)).await,
         Err(refusal) => Err(refusal),
     };
@@ -145,8 +145,8 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, id: Requ
     }
 }
 
-fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Visit<'a>, Refusal> {
-    let who = authenticate(&gateway.ledger, client)?;
+async fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Visit<'a>, Refusal> {
+    let who = authenticate(gateway, client).await?;
     let key_hash = key_hash(client)?.to_hex();
     let desk = Desk {
         gateway: gateway.clone(),

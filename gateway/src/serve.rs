@@ -47,7 +47,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         origin: client.origin(),
     };
 
-    let who = match authenticate(&gateway.ledger, client) {
+    let who = match authenticate(gateway, client).await {
         Ok(who) => who,
         Err(refusal) => return arrival.refused(client, None, refusal).await,
     };

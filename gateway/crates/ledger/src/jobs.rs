@@ -6,7 +6,8 @@
 //! outlive the node that took it. What is left goes back when the last item has ended.
 
 use crate::budget::Target;
-use crate::ledger::{Ask, Denied, Ledger, Principal};
+use crate::keys::Principal;
+use crate::ledger::{Ask, Denied, Ledger};
 use crate::settlement::CellName;
 use crate::store::{Store, StoreError};
 use exchange::{AccountPath, BackendClass, Money, Record, RequestId};

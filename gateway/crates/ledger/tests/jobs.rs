@@ -54,12 +54,13 @@ async fn open(folder: &Path, database: Database) -> (Ledger, Arc<Principal>) {
             hash: KEY,
             account: account(Some("ci")),
             grants: Grants::default(),
+            networks: Vec::new(),
             budgets: Vec::new(),
             disabled: false,
         }],
     };
     let ledger = Ledger::open(settings).await.unwrap();
-    let principal = ledger.authenticate(&KEY).unwrap();
+    let principal = ledger.authenticate(&KEY, now()).unwrap();
     (ledger, principal)
 }
 

@@ -11,7 +11,8 @@ pub const BLOCK_TOKENS: usize = 16;
 /// The part of one sequence that a step computes.
 ///
 /// `blocks` must cover positions `0..first + tokens.len()`; the keys and values of positions below `first` must
-/// have been computed by earlier steps into those blocks. Blocks that hold positions at or after `first` must
+/// have been computed into those blocks by earlier steps, or be computed by rows of the same sequence before it in this
+/// step (guessed tokens are checked that way: each layer stores the keys of all rows before any row reads). Blocks that hold positions at or after `first` must
 /// belong to this sequence alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {

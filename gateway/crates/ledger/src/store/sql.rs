@@ -14,9 +14,9 @@ pub(super) struct Sql {
 
 impl Sql {
     /// The same text for both, but for a few words: `{max}` and `{min}` of scalars, `{now}` in microseconds,
-    /// `{lock}` for the rows that a `SELECT` found, `{skip}` for those of them that nobody else has locked.
+    /// `{lock}` for the rows that a `SELECT` found, `{skip}` for those of them that nobody else has locked, `{big}` integers.
     pub(super) fn new(text: &str) -> Self {
-        let spelled = |words: [(&str, &str); 5]| {
+        let spelled = |words: [(&str, &str); 6]| {
             let text = words.iter().fold(text.to_owned(), |text, (word, spelling)| {
                 text.replace(word, spelling)
             });
@@ -32,6 +32,7 @@ impl Sql {
                 ),
                 ("{lock}", "FOR UPDATE"),
                 ("{skip}", "FOR UPDATE SKIP LOCKED"),
+                ("{big}", "BIGINT"),
             ]),
             sqlite: spelled([
                 ("{max}", "max"),
@@ -39,6 +40,7 @@ impl Sql {
                 ("{now}", "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"),
                 ("{lock}", ""),
                 ("{skip}", ""),
+                ("{big}", "INTEGER"),
             ]),
         }
     }
