@@ -55,7 +55,10 @@ impl Admin {
         }
         match path {
             "/metrics" => {
-                let text = self.gateway.meters.render(self.gateway.in_flight());
+                let text = self
+                    .gateway
+                    .meters
+                    .render(self.gateway.in_flight(), self.gateway.ledger.counts());
                 Reply {
                     status: 200,
                     kind: "text/plain; version=0.0.4",

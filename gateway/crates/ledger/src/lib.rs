@@ -21,7 +21,9 @@ pub use books::Balance;
 pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
-pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate};
+pub use ledger::{
+    AccountSpec, Ask, Counts, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate,
+};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
     Alert, AuditEntry, Billed, BilledLine, Change, Database, StoreError, StoredAttempt, StoredRequest, billed,
