@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const ROUNDS: u64 = 8;
-const TIMES: u64 = 10_000;
 
 fn account(number: u16) -> AccountPath {
     AccountPath {
@@ -59,6 +58,7 @@ fn settings(folder: &std::path::Path, (database, fsync): (Database, Fsync), keys
         hash: hash(number),
         account: account(number),
         grants: Grants::default(),
+        networks: Vec::new(),
         budgets: vec![budget.clone()],
         disabled: false,
     };
@@ -220,19 +220,19 @@ async fn one(ledger: &Ledger, who: &Arc<Principal>, number: u64) {
     held.settle(record(request, &intent));
 }
 
-async fn burst(ledger: &Ledger, all: &[Arc<Principal>]) {
+async fn burst(ledger: &Ledger, all: &[Arc<Principal>], times: u64) {
     let (mut best, cpu, begun) = (f64::INFINITY, cpu_ns(), Instant::now());
     for round in 0..ROUNDS {
         let start = Instant::now();
-        for time in 0..TIMES {
-            let number = round * TIMES + time;
+        for time in 0..times {
+            let number = round * times + time;
             one(ledger, &all[number as usize % all.len()], number).await;
         }
-        let each = start.elapsed().as_nanos() as f64 / TIMES as f64;
+        let each = start.elapsed().as_nanos() as f64 / times as f64;
         best = best.min(each);
         ledger.flush().await;
     }
-    let count = (ROUNDS * TIMES) as f64;
+    let count = (ROUNDS * times) as f64;
     println!("reserve, intent, settlement    {best:>8.0} ns a request (best of {ROUNDS} rounds)");
     println!(
         "with writer and store          {:>8.0} ns of CPU a request",
@@ -298,6 +298,9 @@ struct Arguments {
     rate: Option<u64>,
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Requests in a round, without a rate.
+    #[arg(long, default_value_t = 10_000)]
+    times: u64,
     /// Callers, each with a key of their own, ten to a team.
     #[arg(long, default_value_t = 200)]
     keys: u16,
@@ -332,11 +335,14 @@ async fn main() -> std::process::ExitCode {
         .build()
         .unwrap();
     let ledger = bookkeeping.spawn(Ledger::open(settings)).await.unwrap().unwrap();
-    let all: Vec<_> = keys.iter().filter_map(|key| ledger.authenticate(key)).collect();
+    let all: Vec<_> = keys
+        .iter()
+        .map(|key| ledger.authenticate(key, now_us()).unwrap())
+        .collect();
     let kept = match arguments.rate {
         Some(rate) => steady(&ledger, &all, (rate, arguments.seconds)).await,
         None => {
-            burst(&ledger, &all).await;
+            burst(&ledger, &all, arguments.times).await;
             true
         }
     };

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
+mod escrow;
 mod lease;
 #[cfg(test)]
 mod tests;
@@ -269,16 +270,16 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// Takes over definitions: new ones are added, changed ones replaced, missing ones end.
-    pub(crate) fn define(&mut self, budgets: Vec<Budget>) {
-        for state in &mut self.budgets {
-            state.retired = true;
-        }
-        for budget in budgets {
+    /// Takes over what has changed: budgets, and whether they are retired. Those who wait for a retired one may start.
+    pub(crate) fn amend(&mut self, changed: Vec<(Budget, bool)>) {
+        for (budget, retired) in changed {
             let budget = Arc::new(budget);
             if let Some(position) = self.by_id.get(&budget.id) {
                 let state = &mut self.budgets[*position];
-                state.retired = false;
+                if retired && !state.retired {
+                    state.released.notify_waiters();
+                }
+                state.retired = retired;
                 if state.budget != budget {
                     state.budget = budget;
                     // What the store says of the limit, and this node's slice, are to be looked at again.
@@ -295,7 +296,7 @@ impl Books {
                 .push(position);
             self.budgets.push(State {
                 budget,
-                retired: false,
+                retired,
                 cells: SmallVec::new(),
                 released: Arc::new(Notify::new()),
             });
@@ -529,6 +530,15 @@ impl Books {
             .filter(|position| !self.budgets[*position].retired)
             .collect();
         self.balances_of(&positions, now_us)
+    }
+
+    /// One budget as it stands; `None` where it is not known or retired.
+    pub(crate) fn balance(&mut self, id: &str, now_us: i64) -> Option<Balance> {
+        let position = *self.by_id.get(id)?;
+        if self.budgets[position].retired {
+            return None;
+        }
+        self.balances_of(&[position], now_us).pop()
     }
 
     fn balances_of(&mut self, positions: &[usize], now_us: i64) -> Vec<Balance> {

@@ -2,6 +2,7 @@
 //! that the node is alive, and hears of changed definitions and of nodes that are gone.
 
 use crate::books::Round;
+use crate::definitions::Definitions;
 use crate::store::StoreError;
 use crate::writer::{Desk, Writer};
 use exchange::Money;
@@ -78,13 +79,18 @@ struct Task {
     shared: Arc<Shared>,
     leases: Leases,
     nodes: u32,
-    version: i64,
+    definitions: Arc<Definitions>,
     /// Since the store was last tidied.
     beats: u32,
 }
 
 impl Keeper {
-    pub(crate) fn start(desk: Desk, writer: Arc<Writer>, leases: Leases, version: i64) -> Self {
+    pub(crate) fn start(
+        desk: Desk,
+        writer: Arc<Writer>,
+        leases: Leases,
+        definitions: Arc<Definitions>,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let (closing, closed) = watch::channel(false);
         let mut task = JoinSet::new();
@@ -94,7 +100,7 @@ impl Keeper {
             shared: shared.clone(),
             leases,
             nodes: 1,
-            version,
+            definitions,
             beats: 0,
         };
         task.spawn(state.run(closed));
@@ -269,12 +275,7 @@ impl Task {
             let needed = store.needed().await?;
             self.desk.books().need_elsewhere(&needed);
         }
-        let version = store.version().await?;
-        if version != self.version {
-            let budgets = store.budgets().await?;
-            self.desk.books().define(budgets);
-            self.version = version;
-        }
+        self.definitions.refresh().await?;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use crate::budget::Target;
 use crate::crash;
 use crate::journal::{Entry, JournalError, Shared};
 use crate::ledger::{Denied, Ledger};
+use crate::settlement::CellName;
 use exchange::{
     AccountPath, BackendClass, Charge, Dialect, Envelope, LatencyTier, Money, Origin, Record, RequestId,
     Surface, Thinking, Usage, ValueTier,
@@ -194,6 +195,26 @@ impl Reservation {
         self.segments.push(self.ledger.journal().append(&entry)?);
         self.intents.push(intent);
         Ok(())
+    }
+
+    /// Holds the money in the budgets for this target too; returns every budget window in which it is held, and whether
+    /// that is of a hard budget.
+    pub(crate) async fn aim_at(
+        &mut self,
+        target: Target<'_>,
+        account: &AccountPath,
+    ) -> Result<Vec<(CellName, bool)>, Denied> {
+        let aim = |this: &mut Self| this.ledger.books().aim(&mut this.transfer, target, account);
+        if aim(self).is_err() {
+            self.ledger.wake();
+            let _ = tokio::time::timeout(STAND_STILL, self.ledger.refilled()).await;
+            let needed = self.transfer.held();
+            aim(self).map_err(|short| Denied::Budget {
+                balance: short.balance,
+                needed,
+            })?;
+        }
+        Ok(self.ledger.books().cells_of(&self.transfer))
     }
 
     fn aim(&mut self, intent: &Intent) -> Result<(), Short> {

@@ -218,6 +218,12 @@ struct Node {
     queue: Vec<Pending>,
 }
 
+impl Books {
+    fn define(&mut self, budgets: Vec<Budget>) {
+        self.amend(budgets.into_iter().map(|budget| (budget, false)).collect());
+    }
+}
+
 fn node() -> Node {
     let mut books = Books::default();
     books.define(definitions());

@@ -135,7 +135,7 @@ impl Store {
         Ok(posted)
     }
 
-    async fn post_in(
+    pub(super) async fn post_in(
         &self,
         transaction: &mut Transaction,
         settlements: &[&Settlement],
