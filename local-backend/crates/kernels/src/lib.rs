@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod cuda;
 mod map;
 mod ops;
 mod pool;
