@@ -1,9 +1,12 @@
 //! Which endpoint a request is for, who says it is, and in which dialect an answer must be.
 
 use crate::client::Client;
+use crate::clock;
+use crate::gateway::Gateway;
 use exchange::{Dialect, KeyHash, Refusal, RefusalKind, Surface};
-use ledger::{Ledger, Principal};
+use ledger::{IpNet, Principal};
 use sha2::{Digest, Sha256};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What the public listeners serve.
@@ -55,29 +58,72 @@ pub(crate) fn dialect_of(client: &Client) -> Dialect {
     }
 }
 
-/// Finds who holds the key of the request.
+/// Finds who the caller is.
 ///
 /// # Errors
-/// No key, or one that nobody holds.
-pub(crate) fn authenticate(ledger: &Ledger, client: &Client) -> Result<Arc<Principal>, Refusal> {
-    let refused = |message: &str| {
-        Refusal::new(RefusalKind::InvalidKey, message)
-            .hint("send a gateway key as `Authorization: Bearer` or `x-api-key`")
-            .should_retry(false)
-    };
+/// No key, one that is not accepted, or one that may not be used from there.
+pub(crate) async fn authenticate(gateway: &Gateway, client: &mut Client) -> Result<Arc<Principal>, Refusal> {
+    let secret = secret(client).ok_or_else(|| refused("the request carries no key".into()))?;
+    let hash = KeyHash(Sha256::digest(secret.as_bytes()).into());
+    let known = gateway.ledger.authenticate(&hash, clock::unix_us());
+    let who = known.map_err(|reason| refused(reason.to_string()))?;
+    if !who.networks.is_empty() {
+        let address = address(client, &gateway.config.trusted_proxies);
+        if !who.may_come_from(address) {
+            let from = address.map_or_else(|| "there".to_owned(), |address| address.to_string());
+            let message = format!("the key may not be used from {from}");
+            return Err(Refusal::new(RefusalKind::PermissionDenied, message)
+                .hint("it is restricted to certain networks; whoever runs the gateway can change that"));
+        }
+    }
+    Ok(who)
+}
+
+fn refused(message: String) -> Refusal {
+    Refusal::new(RefusalKind::InvalidKey, message)
+        .hint("send a gateway key as `Authorization: Bearer` or `x-api-key`")
+        .should_retry(false)
+}
+
+/// What the caller sends to say who it is.
+fn secret(client: &Client) -> Option<&str> {
     let bearer = client
         .header("authorization")
         .and_then(|value| value.split_once(' '));
     let bearer = bearer
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key.trim());
-    let key = client
+    client
         .header("x-api-key")
         .or(bearer)
-        .filter(|key| !key.is_empty());
-    let key = key.ok_or_else(|| refused("the request carries no key"))?;
-    let hash = KeyHash(Sha256::digest(key.as_bytes()).into());
-    ledger
-        .authenticate(&hash)
-        .ok_or_else(|| refused("the key is not known here, or is switched off"))
+        .filter(|key| !key.is_empty())
+}
+
+/// Where the caller is: the peer of the connection or, where that is a proxy that is trusted, the last address in
+/// `X-Forwarded-For` that is not one. What an untrusted peer says of itself counts for nothing.
+fn address(client: &Client, trusted: &[IpNet]) -> Option<IpAddr> {
+    let is_trusted = |address: &IpAddr| {
+        let address = address.to_canonical();
+        trusted.iter().any(|network| network.contains(&address))
+    };
+    let peer = client.session.client_addr()?.as_inet()?.ip();
+    if !is_trusted(&peer) {
+        return Some(peer);
+    }
+    let headers = &client.session.req_header().headers;
+    let told: Vec<&str> = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .collect();
+    let mut nearest = peer;
+    for hop in told.iter().rev() {
+        // What cannot be read was not written by a proxy that is trusted: nothing beyond it is believed.
+        nearest = hop.trim().parse().ok()?;
+        if !is_trusted(&nearest) {
+            break;
+        }
+    }
+    Some(nearest)
 }

@@ -1,4 +1,6 @@
 //! The one place where the gateway looks at a clock or rolls dice.
+//!
+//! `TOLLGATE_CLOCK_OFFSET_MS` in the environment puts its calendar ahead or back, for tests of gateways whose clocks disagree.
 
 use exchange::RequestId;
 use std::pin::Pin;
@@ -8,7 +10,21 @@ use tokio::time::Sleep;
 /// Microseconds since the epoch.
 pub(crate) fn unix_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    i64::try_from(since.as_micros())
+        .unwrap_or(i64::MAX)
+        .saturating_add(offset_us())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "not a setting: only tests have clocks that disagree"
+)]
+fn offset_us() -> i64 {
+    static OFFSET_US: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    *OFFSET_US.get_or_init(|| {
+        let text = std::env::var("TOLLGATE_CLOCK_OFFSET_MS").unwrap_or_default();
+        text.parse::<i64>().unwrap_or(0).saturating_mul(1_000)
+    })
 }
 
 /// A stopwatch that also knows when, on the calendar, it was started.

@@ -31,6 +31,8 @@ use std::time::Duration;
 pub(crate) struct Config {
     pub(crate) listen: Vec<Listen>,
     pub(crate) admin: Admin,
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) trusted_proxies: Vec<ledger::IpNet>,
     pub(crate) limits: Limits,
     pub(crate) database: ledger::Database,
     pub(crate) journal: PathBuf,

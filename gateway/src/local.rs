@@ -24,7 +24,7 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, endpoint
                 return;
             }
         },
-        Endpoint::Models | Endpoint::Generate(_) => match authenticate(&gateway.ledger, client) {
+        Endpoint::Models | Endpoint::Generate(_) => match authenticate(gateway, client).await {
             Ok(who) => {
                 let rules = gateway.rules.now();
                 let policy = &rules.policy;
@@ -64,7 +64,7 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, endpoint
 
 /// Takes what a caller says of an answer. `None`: the caller has gone.
 async fn outcome(gateway: &Gateway, client: &mut Client) -> Result<Option<Bytes>, Refusal> {
-    let who = authenticate(&gateway.ledger, client)?;
+    let who = authenticate(gateway, client).await?;
     let timeout = gateway.config.limits.body_timeout;
     let body = match client.read_body(64 << 10, timeout).await {
         Ok(body) => body,

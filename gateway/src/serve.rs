@@ -45,7 +45,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         surface,
     };
 
-    let who = match authenticate(&gateway.ledger, client) {
+    let who = match authenticate(gateway, client).await {
         Ok(who) => who,
         Err(refusal) => return arrival.refused(client, None, refusal).await,
     };

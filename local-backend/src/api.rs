@@ -1,7 +1,7 @@
 //! The OpenAI chat completion format: requests in, chunks and whole answers out.
 
 use crate::tools::{self, Parser, Piece};
-use engine::engine::{Event, Finish, Request, Timings, TokenLogprob};
+use engine::engine::{Counts, Event, Finish, Request, TokenLogprob};
 use engine::sample::Sampling;
 use engine::text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -87,6 +87,7 @@ impl Chat {
                 sampling: sampling(&body)?,
                 stop: stops(&body["stop"])?,
                 ignore_eos: body["ignore_eos"] == true,
+                ..Request::default()
             },
             stream: body["stream"] == true,
             include_usage: body["stream_options"]["include_usage"] == true,
@@ -219,7 +220,7 @@ impl Writer {
             out.push_str(&self.chunk(&json!({ "role": "assistant", "content": "" }), &[], None));
         }
         match event {
-            Event::Text { text, logprobs } => {
+            Event::Text { text, logprobs, .. } => {
                 let mut logprobs: Vec<Value> = logprobs.iter().map(logprob).collect();
                 let pieces = self.parser.push(&text);
                 if pieces.is_empty() && !logprobs.is_empty() {
@@ -231,8 +232,7 @@ impl Writer {
             }
             Event::Finished {
                 finish,
-                prompt_tokens,
-                output_tokens,
+                counts,
                 timings,
             } => {
                 for piece in self.parser.finish() {
@@ -242,7 +242,7 @@ impl Writer {
                 out.push_str(&self.chunk(&json!({}), &[], Some(finish)));
                 if self.include_usage {
                     let mut last = self.object("chat.completion.chunk", json!([]));
-                    last["usage"] = usage(prompt_tokens, output_tokens, &timings);
+                    last["usage"] = usage(&counts);
                     last["timings"] = json!(timings);
                     out.push_str(&format!("data: {last}\n\n"));
                 }
@@ -261,19 +261,15 @@ impl Writer {
     /// Takes an event of an answer that is wanted whole; returns it when it is.
     pub(crate) fn whole(&mut self, whole: &mut Whole, event: Event) -> Option<Value> {
         let (pieces, finished) = match event {
-            Event::Text { text, logprobs } => {
+            Event::Text { text, logprobs, .. } => {
                 whole.logprobs.extend(logprobs.iter().map(logprob));
                 (self.parser.push(&text), None)
             }
             Event::Finished {
                 finish,
-                prompt_tokens,
-                output_tokens,
+                counts,
                 timings,
-            } => (
-                self.parser.finish(),
-                Some((finish, prompt_tokens, output_tokens, timings)),
-            ),
+            } => (self.parser.finish(), Some((finish, counts, timings))),
             Event::Failed(message) => return Some(error(&message, "server_error", None, None)),
         };
         for piece in pieces {
@@ -286,7 +282,7 @@ impl Writer {
                 }
             }
         }
-        let (finish, prompt_tokens, output_tokens, timings) = finished?;
+        let (finish, counts, timings) = finished?;
         let mut message = Map::new();
         message.insert("role".into(), "assistant".into());
         let is_silent = whole.content.is_empty() && !whole.calls.is_empty();
@@ -310,7 +306,7 @@ impl Writer {
         let finish = reason(finish, self.parser.calls);
         let choice = json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish });
         let mut answer = self.object("chat.completion", json!([choice]));
-        answer["usage"] = usage(prompt_tokens, output_tokens, &timings);
+        answer["usage"] = usage(&counts);
         answer["timings"] = json!(timings);
         Some(answer)
     }
@@ -338,9 +334,9 @@ fn delta(piece: &Piece) -> Value {
     }
 }
 
-fn usage(prompt: usize, output: usize, timings: &Timings) -> Value {
-    json!({ "prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output,
-        "prompt_tokens_details": { "cached_tokens": timings.cached_tokens } })
+fn usage(counts: &Counts) -> Value {
+    json!({ "prompt_tokens": counts.prompt, "completion_tokens": counts.output, "total_tokens": counts.prompt + counts.output,
+        "prompt_tokens_details": { "cached_tokens": counts.cached } })
 }
 
 fn logprob(token: &TokenLogprob) -> Value {

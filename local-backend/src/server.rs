@@ -136,7 +136,14 @@ impl Server {
     fn load(&self, settings: &Settings) -> anyhow::Result<()> {
         let loaded = engine::model::load(&settings.model, settings.threads)?;
         let tokenizer = Arc::new(loaded.tokenizer);
-        let engine = Engine::start(loaded.backend, tokenizer.clone(), settings.kv_tokens)?;
+        let engine = Engine::start(
+            loaded.backend,
+            tokenizer.clone(),
+            engine::engine::Settings {
+                kv_tokens: settings.kv_tokens,
+                ..Default::default()
+            },
+        )?;
         let _ = self.model.set(Model {
             engine,
             tokenizer,
@@ -322,13 +329,13 @@ fn metrics(engine: &Engine) -> String {
         ("kv_blocks_used", "gauge", &metrics.blocks_used),
         ("kv_blocks", "gauge", &metrics.blocks_total),
         ("prompt_tokens_total", "counter", &metrics.prompt_tokens),
-        ("cached_tokens_total", "counter", &metrics.cached_tokens),
+        ("cached_tokens_total", "counter", &metrics.prefix_hits),
         ("output_tokens_total", "counter", &metrics.output_tokens),
-        ("finished_requests_total", "counter", &metrics.finished),
-        ("cancelled_requests_total", "counter", &metrics.cancelled),
+        ("finished_requests_total", "counter", &metrics.finished_stop),
+        ("cancelled_requests_total", "counter", &metrics.cancelled_decode),
         ("preempted_requests_total", "counter", &metrics.preempted),
         ("steps_total", "counter", &metrics.steps),
-        ("step_microseconds_total", "counter", &metrics.step_us),
+        ("step_microseconds_total", "counter", &metrics.busy_us),
     ] {
         let _ = write!(
             out,

@@ -334,6 +334,7 @@ impl Given {
             profile: &profile,
             grants: &Grants {
                 models: self.grants.iter().map(|grant| grant.as_str().into()).collect(),
+                classes: Vec::new(),
             },
             offers: &offers,
             conversation: conversation.as_ref(),

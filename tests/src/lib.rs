@@ -1,7 +1,7 @@
 //! Test support: fake providers, a harness that runs the real binaries, test clients, and the load generator.
 //!
 //! Owns nothing of the product and links none of its crates: everything is seen from outside, over sockets, files and
-//! exit codes. A broken harness stops the test, so unwrapping is the error handling here.
+//! exit codes. One exception: `batchday` simulates the batch tier's own core, which has no outside that could be sped up. A broken harness stops the test, so unwrapping is the error handling here.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,8 +13,10 @@
     reason = "test support: a broken harness should stop the test, and its tasks die with their runtime"
 )]
 
+pub mod batchday;
 pub mod certs;
 pub mod fake;
 pub mod load;
 pub mod postgres;
+pub mod redis;
 pub mod storm;

@@ -7,8 +7,11 @@
 
 pub mod audit;
 pub mod callers;
+pub mod crowd;
+pub mod dice;
 pub mod nodes;
 pub mod store;
+pub mod trouble;
 
 /// Nano-dollars for each token that a fake model reads: $1 per million.
 pub const INPUT_NANOS: i64 = 1_000;

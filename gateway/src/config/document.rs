@@ -14,6 +14,9 @@ pub(crate) struct Document {
     /// Where callers connect. Plain listeners speak HTTP/1.1 and h2c, TLS listeners HTTP/1.1 and HTTP/2.
     pub(super) listen: Vec<Listen>,
     pub(super) admin: Admin,
+    /// Networks of proxies whose `X-Forwarded-For` is believed. Keys that are restricted to networks are judged by the peer
+    /// of the connection, or by what such a proxy says of it.
+    pub(super) trusted_proxies: Vec<String>,
     pub(super) limits: Limits,
     pub(super) store: Store,
     pub(super) redis: Redis,
@@ -41,6 +44,7 @@ impl Default for Document {
                 tls: None,
             }],
             admin: Admin::default(),
+            trusted_proxies: Vec::new(),
             limits: Limits::default(),
             store: Store::default(),
             redis: Redis::default(),
@@ -148,6 +152,9 @@ pub(crate) struct Store {
     /// A gateway that has been silent for so long is given up: its slices count as spent until it comes back with its
     /// journal.
     pub(super) lapse_after_s: u64,
+    /// For so long a gateway is to go on while the store is away: it keeps as much of each budget as it has lately used in
+    /// that time, where the limit leaves room. 0: only what it needs for the moment.
+    pub(super) outage_s: u64,
     /// For how many days requests and attempts are kept. Left out: for good. Hours, budgets and the audit trail stay.
     pub(super) keep_days: Option<u32>,
 }
@@ -163,6 +170,7 @@ impl Default for Store {
             when_away: WhenAway::FailClosed,
             allow_dollars: None,
             lapse_after_s: 600,
+            outage_s: 60,
             keep_days: None,
         }
     }
@@ -370,6 +378,13 @@ pub(crate) struct Key {
     /// Models it may use; a name may end in `*`. Left out: all.
     #[serde(default)]
     pub(super) models: Vec<String>,
+    /// Backend classes it may reach: `frontier`, `cheap`, `local`, `batch`. Left out: all.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) classes: Vec<exchange::BackendClass>,
+    /// Where it may be used, as `10.0.0.0/8`, `2001:db8::/32` or one address. Left out: anywhere.
+    #[serde(default)]
+    pub(super) networks: Vec<String>,
     #[serde(default)]
     pub(super) budgets: Vec<Budget>,
     #[serde(default)]

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::prices;
 use exchange::{AccountPath, Dialect, Grants, KeyHash};
-use ledger::{AccountSpec, BudgetSpec, Database, Fsync, Increase, KeySpec, Leases, Scope, WhenAway, Zone};
+use ledger::{
+    AccountSpec, BudgetSpec, Database, Fsync, Increase, IpNet, KeySpec, Leases, Scope, WhenAway, Zone,
+    parse_network,
+};
 use limits::Rule;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,6 +45,7 @@ impl Document {
         Config {
             listen: self.listeners(folder, mistakes),
             admin: self.admin(folder, mistakes),
+            trusted_proxies: networks(&self.trusted_proxies, "trusted_proxies", mistakes),
             limits: self.limits.resolve(mistakes),
             database: self.store.database(folder, mistakes),
             journal: folder.join(&self.store.journal),
@@ -196,6 +200,7 @@ impl document::Store {
         Leases {
             when_away,
             lapse_after: limit(lapse_after, "store.lapse_after_s", mistakes),
+            outage: Duration::from_secs(self.outage_s),
             keep_days: self.keep_days,
         }
     }
@@ -257,12 +262,10 @@ impl Tree {
     ) {
         check_name(name, at, mistakes);
         let budgets = budgets(&account.budgets, at, mistakes);
-        if !budgets.is_empty() {
-            self.accounts.push(AccountSpec {
-                path: path.clone(),
-                budgets,
-            });
-        }
+        self.accounts.push(AccountSpec {
+            path: path.clone(),
+            budgets,
+        });
         self.limit(path, account.rate_limits, at, mistakes);
         for (name, key) in &account.keys {
             let at = format!("{at}.keys.{name}");
@@ -278,7 +281,9 @@ impl Tree {
                     account: own,
                     grants: Grants {
                         models: key.models.iter().map(|model| model.as_str().into()).collect(),
+                        classes: key.classes.clone(),
                     },
+                    networks: networks(&key.networks, &format!("{at}.networks"), mistakes),
                     budgets: self::budgets(&key.budgets, &at, mistakes),
                     disabled: key.disabled,
                 });
@@ -321,6 +326,12 @@ impl Tree {
         }
         Some(hash)
     }
+}
+
+fn networks(written: &[String], at: &str, mistakes: &mut Mistakes<'_>) -> Vec<IpNet> {
+    let read = written.iter().enumerate();
+    read.filter_map(|(index, text)| mistakes.keep(format!("{at}[{index}]"), parse_network(text)))
+        .collect()
 }
 
 /// A limit of nothing would refuse every request for ever.
@@ -366,7 +377,7 @@ impl document::Redis {
 
 /// Names are shown as `acme/search/nightly/ci`, with `-` for an absent level.
 fn check_name(name: &str, at: &str, mistakes: &mut Mistakes<'_>) {
-    if name.is_empty() || name == "-" || name.contains('/') || name.contains(char::is_control) {
+    if !exchange::is_account_name(name) {
         mistakes.add(at, "is no name: it must not be empty or `-` or contain `/`");
     }
 }

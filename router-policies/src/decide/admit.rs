@@ -17,7 +17,8 @@ impl Ruling<'_> {
             return Verdict::Unavailable;
         };
         let grants = self.ask.grants;
-        if !grants.allows_model(&facts.model) && !grants.allows_model(&deployment.model) {
+        let grants_model = grants.allows_model(&facts.model) || grants.allows_model(&deployment.model);
+        if !grants_model || !grants.allows_class(deployment.class) {
             Verdict::NotGranted
         } else if self.is_forbidden(index, deployment) {
             Verdict::Forbidden

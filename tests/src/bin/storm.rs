@@ -1,8 +1,10 @@
 //! The storm over budgets: `cargo run --release -p tests --bin storm -- --nodes 3 --requests 20000 --teams 20 --kill 10
-//! --store postgres`. Build the gateway in the same profile first: `cargo build --release -p gateway`.
+//! --store postgres`, with `--redis` for shared rate limits too. Build the gateway in the same profile first: `cargo build
+//! --release -p tests -p gateway --bins`.
 //!
-//! `--even 1000` is another weather: every request costs the same, all come at once, and the one team's budget pays for
-//! exactly so many.
+//! Two other weathers. `--even 1000`: every request costs the same, all come at once, and the one team's budget pays for
+//! exactly so many. `--away 60`: a steady load, budgets with room, and the store is away for so long, then Redis: nothing may
+//! fail or be lost.
 
 #![allow(
     clippy::print_stdout,
@@ -12,21 +14,20 @@
 )]
 
 use clap::{Parser, ValueEnum};
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 use tests::fake::{Fake, Options};
 use tests::postgres::Postgres;
+use tests::redis::Redis;
 use tests::storm::audit::{self, Verdict};
-use tests::storm::callers::{Outcome, Request, call};
-use tests::storm::nodes::{Node, Plan, prepare};
+use tests::storm::crowd::{Crowd, Pace, Tally};
+use tests::storm::nodes::{Plan, prepare};
 use tests::storm::store::Store;
+use tests::storm::trouble::{Trouble, absences};
 use tests::storm::{EVEN, Mix, STORMY, cost};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
@@ -47,17 +48,32 @@ struct Arguments {
     kill: usize,
     #[arg(long, default_value = "postgres")]
     store: Kind,
-    /// How often the store is killed, and for how many seconds it stays away.
+    /// Rate limits are shared through a Redis.
+    #[arg(long)]
+    redis: bool,
+    /// How often the store is killed, and Redis, and for how many seconds each stays away.
     #[arg(long, default_value_t = 2)]
     outages: usize,
     #[arg(long, default_value_t = 3)]
     outage_s: u64,
+    /// By how much the clocks of neighbouring nodes differ.
+    #[arg(long, default_value_t = 700)]
+    skew_ms: i64,
     /// Requests at once.
     #[arg(long, default_value_t = 200)]
     at_once: usize,
     /// All requests cost the same, come at once, and one budget pays for so many of them.
     #[arg(long)]
     even: Option<usize>,
+    /// A steady load while the store is away for so many seconds, then Redis.
+    #[arg(long)]
+    away: Option<u64>,
+    /// Requests a second of the steady load.
+    #[arg(long, default_value_t = 100)]
+    rate: u32,
+    /// Seconds of the steady load before the store goes; half as long after it is back.
+    #[arg(long, default_value_t = 20)]
+    calm_s: u64,
     /// What share of the requests the budgets pay for, in percent, as far as can be foreseen.
     #[arg(long, default_value_t = 60)]
     paid: i64,
@@ -68,30 +84,39 @@ struct Arguments {
     gateway: Option<PathBuf>,
 }
 
-/// A small generator: the storm can be had again by its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below.max(1)
+impl Arguments {
+    /// Teams, models, and what each team may spend.
+    fn weather(&self) -> (usize, Mix, i64) {
+        if let Some(payable) = self.even {
+            return (1, EVEN, payable as i64 * cost(50));
+        }
+        let each = self.count() as i64 / self.teams as i64;
+        if self.away.is_some() {
+            // Room for far more than the load can spend.
+            return (self.teams, EVEN, each * cost(50) * 20);
+        }
+        // About what a request of the mix costs.
+        (self.teams, STORMY, each * cost(85) * self.paid / 100)
     }
-}
 
-/// What callers saw.
-#[derive(Default)]
-struct Tally {
-    by_status: HashMap<u16, usize>,
-    left: usize,
-    broken: usize,
-    unreachable: usize,
-    /// Refused by a budget of which less than nine tenths had been spent.
-    starved: usize,
-    /// What the first of them was told.
-    starved_says: Option<String>,
-    refused_by_budget: usize,
+    fn count(&self) -> usize {
+        let Some(away_s) = self.away else {
+            return self.requests;
+        };
+        let absence_s = away_s + self.calm_s / 2;
+        let absences = 1 + u64::from(self.redis);
+        (self.calm_s + absences * absence_s) as usize * self.rate as usize
+    }
+
+    fn pace(&self) -> Pace {
+        if self.away.is_some() {
+            Pace::EverySecond(self.rate)
+        } else if self.even.is_some() {
+            Pace::AtOnce(self.requests)
+        } else {
+            Pace::AtOnce(self.at_once)
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -113,19 +138,21 @@ async fn storm(arguments: Arguments, fake: Arc<Fake>) -> ExitCode {
     if let Store::Postgres(server) = &store {
         std::fs::write(folder.path().join("url"), server.url()).unwrap();
     }
-    let (teams, mix, limit) = weather(&arguments);
+    let mut redis = arguments.redis.then(Redis::start);
+    let (teams, mix, limit) = arguments.weather();
     let beside = std::env::current_exe().unwrap().with_file_name("tollgate");
-    let binary = arguments.gateway.clone().unwrap_or(beside);
     let plan = Plan {
-        binary,
+        binary: arguments.gateway.clone().unwrap_or(beside),
         folder: folder.path(),
         provider: fake.base_url(),
         store: store.configuration(),
         teams,
-        keys: arguments.requests.min(2_000).max(teams),
+        keys: arguments.count().min(2_000).max(teams),
         limit,
         mix,
         budget_wait_ms: 20_000,
+        redis: redis.as_ref().map(Redis::url),
+        skew_ms: arguments.skew_ms,
     };
     let keys = plan.keys;
     let nodes = Arc::new(prepare(&plan, arguments.nodes));
@@ -133,22 +160,32 @@ async fn storm(arguments: Arguments, fake: Arc<Fake>) -> ExitCode {
         assert!(node.start(), "a node did not start:\n{}", node.log());
     }
     let begun = Instant::now();
-    let done = Arc::new(AtomicUsize::new(0));
-    let callers = tokio::spawn(callers(Load {
+    let (done, phase) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let crowd = Crowd {
         nodes: nodes.clone(),
-        count: arguments.requests,
-        at_once: if arguments.even.is_some() {
-            arguments.requests
-        } else {
-            arguments.at_once
-        },
+        count: arguments.count(),
+        pace: arguments.pace(),
         keys,
         limit,
         mix,
         seed: arguments.seed,
         done: done.clone(),
-    }));
-    trouble(&arguments, &nodes, &mut store, &done).await;
+        phase: phase.clone(),
+    };
+    let callers = tokio::spawn(crowd.call());
+    if let Some(away_s) = arguments.away {
+        let times = (Duration::from_secs(arguments.calm_s), Duration::from_secs(away_s));
+        absences(times, (&mut store, redis.as_mut()), &phase).await;
+    } else if arguments.even.is_none() {
+        let trouble = Trouble {
+            requests: arguments.requests,
+            kills: arguments.kill,
+            outages: arguments.outages,
+            outage: Duration::from_secs(arguments.outage_s),
+            seed: arguments.seed,
+        };
+        trouble.happen(&nodes, (&mut store, redis.as_mut()), &done).await;
+    }
     let tally = callers.await.unwrap();
     let took = begun.elapsed();
     for node in nodes.iter() {
@@ -166,185 +203,81 @@ async fn storm(arguments: Arguments, fake: Arc<Fake>) -> ExitCode {
         "provider           {} calls: {finished} finished, {cancelled} cancelled, {cut} cut",
         entries.len()
     );
+    let mut sound = verdict.is_sound();
     if let Some(payable) = arguments.even {
         let served = verdict.served as f64 / (payable as i64 * cost(50)) as f64;
         println!(
             "served             {:.2} % of what the budget pays for",
             served * 100.0
         );
+        sound &= served >= 0.99;
+    } else if arguments.away.is_some() {
+        sound &= by_phase(&tally);
+    } else {
+        sound &= tally.starved * 1000 <= arguments.requests;
     }
     for line in nodes.iter().flat_map(|node| errors(&node.log())) {
         println!("log                {line}");
     }
-    let sound = verdict.overspend == 0 && verdict.ledger_overspend == 0 && verdict.lost == 0;
-    if sound && verdict.duplicated == 0 && verdict.mismatched.is_empty() {
+    if sound {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
 }
 
-/// Teams, models, and what each team may spend.
-fn weather(arguments: &Arguments) -> (usize, Mix, i64) {
-    if let Some(payable) = arguments.even {
-        return (1, EVEN, payable as i64 * cost(50));
-    }
-    // About what a request of the mix costs.
-    let usual = cost(85);
-    let each = arguments.requests as i64 / arguments.teams as i64;
-    (arguments.teams, STORMY, each * usual * arguments.paid / 100)
-}
-
-struct Load {
-    nodes: Arc<Vec<Node>>,
-    count: usize,
-    at_once: usize,
-    keys: usize,
-    limit: i64,
-    mix: Mix,
-    seed: u64,
-    done: Arc<AtomicUsize>,
-}
-
-async fn callers(load: Load) -> Tally {
-    let mut dice = Dice(load.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut tally = Tally::default();
-    let mut tasks: JoinSet<Outcome> = JoinSet::new();
-    for _ in 0..load.count {
-        while tasks.len() >= load.at_once {
-            note(&load, &mut tally, tasks.join_next().await.unwrap().unwrap());
-        }
-        let request = any_request(&mut dice, &load);
-        let (nodes, first) = (load.nodes.clone(), dice.roll(load.nodes.len() as u64) as usize);
-        tasks.spawn(async move { reach(&nodes, first, &request).await });
-    }
-    while let Some(done) = tasks.join_next().await {
-        note(&load, &mut tally, done.unwrap());
-    }
-    tally
-}
-
-fn any_request(dice: &mut Dice, load: &Load) -> Request {
-    let mut at = dice.roll(100) as u32;
-    let found = load.mix.iter().find(|(_, share)| {
-        let here = at < *share;
-        at = at.saturating_sub(*share);
-        here
-    });
-    let even = load.mix.len() == 1;
-    let leaves = !even && dice.roll(100) < 8;
-    Request {
-        key: dice.roll(load.keys as u64) as usize,
-        model: found.map_or(load.mix[0].0, |(model, _)| model),
-        stream: dice.roll(2) == 0,
-        leaves_after: leaves.then(|| Duration::from_millis(dice.roll(300))),
-    }
-}
-
-/// The node of choice, or the next that is up.
-async fn reach(nodes: &[Node], first: usize, request: &Request) -> Outcome {
-    for attempt in 0..400 {
-        let node = &nodes[(first + attempt) % nodes.len()];
-        if let Some(address) = node.address() {
-            match call(address, request).await {
-                Outcome::Unreachable => {}
-                outcome => return outcome,
-            }
-        }
-        sleep(Duration::from_millis(25)).await;
-    }
-    Outcome::Unreachable
-}
-
-fn note(load: &Load, tally: &mut Tally, outcome: Outcome) {
-    load.done.fetch_add(1, Ordering::SeqCst);
-    match outcome {
-        Outcome::Unreachable => tally.unreachable += 1,
-        Outcome::Broken => tally.broken += 1,
-        Outcome::Left => tally.left += 1,
-        Outcome::Answered { status, body, .. } => {
-            *tally.by_status.entry(status).or_default() += 1;
-            if status == 429 && body.contains("budget") {
-                tally.refused_by_budget += 1;
-                if spent(&body).unwrap_or(0) < load.limit / 10 * 9 {
-                    tally.starved += 1;
-                    tally.starved_says.get_or_insert(body);
-                }
-            }
-        }
-    }
-}
-
-/// What a refusal says has been spent: `$0.10 of $0.20 spent`, in nano-dollars.
-fn spent(body: &str) -> Option<i64> {
-    let (before, _) = body.split_once(" of $")?;
-    let (_, dollars) = before.rsplit_once('$')?;
-    let (whole, fraction) = dollars.split_once('.')?;
-    Some(whole.parse::<i64>().ok()? * 1_000_000_000 + format!("{fraction:0<9}").parse::<i64>().ok()?)
-}
-
-/// Kills nodes and stops the store, spread over the run.
-async fn trouble(arguments: &Arguments, nodes: &[Node], store: &mut Store, done: &AtomicUsize) {
-    let mut dice = Dice(
-        arguments
-            .seed
-            .wrapping_add(77)
-            .wrapping_mul(0x2545_f491_4f6c_dd1d)
-            | 1,
-    );
-    let outages = if arguments.store == Kind::Postgres {
-        arguments.outages
-    } else {
-        0
-    };
-    if arguments.even.is_some() {
-        return;
-    }
-    let events = arguments.kill + outages;
-    for event in 0..events {
-        let at = arguments.requests * (event + 1) / (events + 1);
-        while done.load(Ordering::SeqCst) < at {
-            sleep(Duration::from_millis(10)).await;
-        }
-        // Outages come evenly among the kills.
-        let is_outage = outages > 0 && (event + 1) * outages / events > event * outages / events;
-        if is_outage {
-            println!(
-                "at {at} requests: the store is killed for {} s",
-                arguments.outage_s
-            );
-            store.stop();
-            sleep(Duration::from_secs(arguments.outage_s)).await;
-            store.start();
-            continue;
-        }
-        let node = &nodes[dice.roll(nodes.len() as u64) as usize];
-        node.kill();
-        sleep(Duration::from_millis(dice.roll(500))).await;
-        assert!(node.start(), "a killed node did not start again:\n{}", node.log());
-        println!("at {at} requests: a node was killed and started again");
-    }
-}
-
 /// What nodes logged that nobody caused.
 fn errors(log: &str) -> Vec<String> {
-    let expected = ["store", "journal of an earlier process", "upstream call failed"];
+    let expected = [
+        "store",
+        "journal of an earlier process",
+        "upstream call failed",
+        "passed one of its thresholds",
+        "rate limits",
+    ];
     let odd = |line: &&str| !expected.iter().any(|known| line.contains(known));
     log.lines().filter(odd).take(3).map(str::to_owned).collect()
 }
 
+/// Prints what each phase of the steady load came to; true if nothing failed.
+fn by_phase(tally: &Tally) -> bool {
+    const PHASES: [&str; 5] = [
+        "before",
+        "the store is away",
+        "after it",
+        "Redis is away",
+        "after it",
+    ];
+    for (phase, fate) in &tally.by_phase {
+        let mut took = fate.took_ms.clone();
+        took.sort_unstable();
+        let at = |permille: usize| took.get(took.len() * permille / 1000).copied().unwrap_or(0);
+        println!(
+            "{:<18} {} requests, {} failed, p50 {} ms, p99 {} ms, longest {} ms",
+            PHASES[*phase],
+            fate.requests,
+            fate.failed,
+            at(500),
+            at(990),
+            took.last().copied().unwrap_or(0)
+        );
+        if let Some(says) = &fate.first_failure {
+            println!("                   the first was told {says}");
+        }
+    }
+    tally.by_phase.values().all(|fate| fate.failed == 0)
+}
+
 fn report(arguments: &Arguments, tally: &Tally, verdict: &Verdict, took: Duration) {
-    let all = arguments.requests;
-    let mut statuses: Vec<_> = tally.by_status.iter().collect();
-    statuses.sort_unstable();
+    let all = arguments.count();
     println!(
         "requests           {all} in {:.1} s ({:.0}/s)",
         took.as_secs_f64(),
         all as f64 / took.as_secs_f64()
     );
     println!(
-        "answers by status  {statuses:?}, {} left, {} broken, {} unreachable",
-        tally.left, tally.broken, tally.unreachable
+        "answers by status  {:?}, {} left, {} broken, {} unreachable",
+        tally.by_status, tally.left, tally.broken, tally.unreachable
     );
     println!(
         "overspend          {} nano-dollars served beyond a limit",

@@ -72,6 +72,17 @@ pub struct Verdict {
     pub charged: i64,
 }
 
+impl Verdict {
+    /// Nothing was overspent, lost or counted twice.
+    pub const fn is_sound(&self) -> bool {
+        self.overspend == 0
+            && self.ledger_overspend == 0
+            && self.lost == 0
+            && self.duplicated == 0
+            && self.mismatched.is_empty()
+    }
+}
+
 /// Compares, after every node has ended well.
 pub fn audit(store: &Store, entries: &[Entry], (teams, limit): (usize, i64)) -> Verdict {
     let served = served(entries);

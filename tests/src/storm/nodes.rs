@@ -21,6 +21,10 @@ pub struct Plan<'a> {
     pub limit: i64,
     pub mix: Mix,
     pub budget_wait_ms: u64,
+    /// Where rate limits are shared; every team has some then, none of which is ever reached.
+    pub redis: Option<String>,
+    /// By how much the clocks of neighbouring nodes differ.
+    pub skew_ms: i64,
 }
 
 /// The process, while there is one, its address, and its output, which stays open so that it may go on printing.
@@ -34,6 +38,8 @@ type State = (
 pub struct Node {
     folder: PathBuf,
     binary: PathBuf,
+    /// Its clock is so far ahead.
+    clock_offset_ms: i64,
     state: Mutex<State>,
 }
 
@@ -56,6 +62,7 @@ impl Node {
         let mut child = Command::new(&self.binary)
             .args(["serve", "--config"])
             .arg(self.folder.join("tollgate.yaml"))
+            .env("TOLLGATE_CLOCK_OFFSET_MS", self.clock_offset_ms.to_string())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -124,6 +131,7 @@ pub fn prepare(plan: &Plan<'_>, count: usize) -> Vec<Node> {
             Node {
                 folder,
                 binary: plan.binary.clone(),
+                clock_offset_ms: plan.skew_ms * (number as i64 - count as i64 / 2),
                 state: Mutex::new((None, None, None)),
             }
         })
@@ -144,11 +152,16 @@ fn policy(mix: Mix) -> String {
 
 fn configuration(plan: &Plan<'_>) -> String {
     let Plan { provider, store, .. } = plan;
+    let redis = plan
+        .redis
+        .as_deref()
+        .map_or("null".into(), |url| format!("\"{url}\""));
     let mut text = format!(
         r#"listen: [{{address: "127.0.0.1:0"}}]
 admin: {{address: "127.0.0.1:0"}}
 limits: {{budget_wait_ms: {}, drain_s: 60}}
 store: {{journal: journal, {store}}}
+redis: {{url: {redis}}}
 log: {{filter: "warn,ledger=info"}}
 providers:
   fake: {{dialect: openai_chat, base_url: "{provider}", credential: "file:credential", breaker: {{failures: 1000000, open_ms: 1}}}}
@@ -159,11 +172,15 @@ accounts:
 "#,
         plan.budget_wait_ms
     );
+    let mut rates = "";
+    if plan.redis.is_some() {
+        rates = "        rate_limits: {requests_per_minute: 10000000, tokens_per_minute: 4000000000, concurrency: 100000}\n";
+    }
     let dollars = format!("{}.{:09}", plan.limit / 1_000_000_000, plan.limit % 1_000_000_000);
     for number in 0..plan.teams {
         let _ = writeln!(
             text,
-            "      {}:\n        budgets: [{{limit_dollars: \"{dollars}\", per: total, alerts_percent: [50, 90]}}]\n        keys:",
+            "      {}:\n        budgets: [{{limit_dollars: \"{dollars}\", per: total, alerts_percent: [50, 90]}}]\n{rates}        keys:",
             team(number)
         );
         for caller in (number..plan.keys).step_by(plan.teams) {

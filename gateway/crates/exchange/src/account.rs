@@ -1,5 +1,6 @@
 //! Who pays. Accounts form a tree org › team › workflow › key; any depth between org and key may be absent.
 
+use crate::BackendClass;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -43,6 +44,43 @@ impl AccountPath {
     }
 }
 
+/// The text is not the path of an account.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not an account: write org/team/workflow/key, with `-` for a level in between that is absent"
+)]
+pub struct NotAnAccount(Box<str>);
+
+/// Reads what `Display` writes.
+impl std::str::FromStr for AccountPath {
+    type Err = NotAnAccount;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAccount> {
+        let wrong = || NotAnAccount(text.into());
+        let mut parts = text.split('/');
+        let mut next = || match parts.next() {
+            None | Some("-") => Ok(None),
+            Some(part) if is_account_name(part) => Ok(Some(Arc::from(part))),
+            Some(_) => Err(wrong()),
+        };
+        let path = Self {
+            org: next()?.ok_or_else(wrong)?,
+            team: next()?,
+            workflow: next()?,
+            key: next()?,
+        };
+        if parts.next().is_some() || path.to_string() != text {
+            return Err(wrong());
+        }
+        Ok(path)
+    }
+}
+
+/// A name can be one level of a path: not empty, not `-`, without `/` and control characters.
+pub fn is_account_name(name: &str) -> bool {
+    !(name.is_empty() || name == "-" || name.contains('/') || name.contains(char::is_control))
+}
+
 impl std::fmt::Display for AccountPath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let part = |part: &Option<Arc<str>>| part.clone().unwrap_or_else(|| "-".into());
@@ -61,9 +99,15 @@ impl std::fmt::Display for AccountPath {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grants {
     pub models: Vec<Box<str>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<BackendClass>,
 }
 
 impl Grants {
+    pub fn allows_class(&self, class: BackendClass) -> bool {
+        self.classes.is_empty() || self.classes.contains(&class)
+    }
+
     pub fn allows_model(&self, model: &str) -> bool {
         let matches = |pattern: &str| match pattern.strip_suffix('*') {
             Some(prefix) => model.starts_with(prefix),
@@ -98,10 +142,28 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_read_as_it_is_shown() {
+        for text in [
+            "acme",
+            "acme/search",
+            "acme/search/-/ci",
+            "acme/-/-/ci",
+            "acme/search/nightly",
+        ] {
+            assert_eq!(text.parse::<AccountPath>().unwrap().to_string(), text);
+        }
+        for text in ["", "-", "/x", "acme/", "acme/-", "acme//x", "a/b/c/d/e", "a/b\n"] {
+            assert!(text.parse::<AccountPath>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn grants_match_whole_names_and_prefixes() {
         let grants = Grants {
             models: vec!["gpt-4o".into(), "claude-*".into()],
+            classes: vec![BackendClass::Cheap],
         };
+        assert!(grants.allows_class(BackendClass::Cheap) && !grants.allows_class(BackendClass::Frontier));
         assert!(grants.allows_model("gpt-4o") && grants.allows_model("claude-sonnet-4-5"));
         assert!(!grants.allows_model("gpt-4o-mini"));
         assert!(Grants::default().allows_model("anything"));

@@ -15,7 +15,7 @@ mod record;
 mod refusal;
 mod usage;
 
-pub use account::{AccountPath, Grants};
+pub use account::{AccountPath, Grants, NotAnAccount, is_account_name};
 pub use decision::{
     Candidate, Decision, Envelope, EstimateSource, Plan, Reason, Score, ThinkingNote, Trace, TraceEntry,
     Verdict,

@@ -57,6 +57,7 @@ fn settings(folder: &std::path::Path, database: Database) -> Settings {
             hash: KeyHash([1; 32]),
             account: account(),
             grants: Grants::default(),
+            networks: Vec::new(),
             budgets: vec![budget.clone()],
             disabled: false,
         }],
@@ -159,7 +160,7 @@ async fn main() {
         None => Database::Sqlite(folder.path().join("ledger.db")),
     };
     let ledger = Ledger::open(settings(folder.path(), database)).await.unwrap();
-    let who = ledger.authenticate(&KeyHash([1; 32])).unwrap();
+    let who = ledger.authenticate(&KeyHash([1; 32]), now_us()).unwrap();
     let (mut best, cpu, begun) = (f64::INFINITY, cpu_ns(), Instant::now());
     for round in 0..ROUNDS {
         let start = Instant::now();

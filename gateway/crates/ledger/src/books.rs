@@ -21,12 +21,13 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
+mod escrow;
 mod lease;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use lease::Round;
-use lease::Sizing;
+use lease::{Sizing, Standing};
 
 /// A window is remembered for so long after its end, should the clock go back.
 const KEPT_US: i64 = 600_000_000;
@@ -109,6 +110,8 @@ pub(crate) struct Short {
     pub(crate) balance: Balance,
     /// It will not fit however long one waits: the rest is spent.
     pub(crate) hopeless: bool,
+    /// It may fit without the store: requests that run here hold what it needs.
+    pub(crate) is_held_here: bool,
     /// Told when money comes back or in.
     pub(crate) released: Arc<Notify>,
     /// Resolves when that is told the next time.
@@ -138,6 +141,23 @@ impl Cell {
     fn available(&self) -> Money {
         self.granted.minus(self.spent).minus(self.reserved)
     }
+
+    /// With what may be let out on credit, up to `credit` since the store last answered.
+    fn within(&self, credit: Money) -> Money {
+        let room = credit.minus(self.sizing.advanced).max(Money::ZERO);
+        self.available().plus(room)
+    }
+
+    fn hold(&mut self, amount: Money) {
+        self.reserved = self.reserved.plus(amount);
+        let over = Money::ZERO.minus(self.available());
+        // Never without credit: what is held was there.
+        if over > Money::ZERO && !amount.is_zero() {
+            self.granted = self.granted.plus(over);
+            self.sizing.advanced = self.sizing.advanced.plus(over);
+            self.sizing.stale = true;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -161,16 +181,36 @@ impl State {
         if let Some(at) = self.cells.iter().position(|cell| cell.window.holds(now_us)) {
             return at;
         }
-        let window = self.budget.spec.period.window(&self.budget.spec.zone, now_us);
+        self.begin(now_us, Sizing::default());
+        self.cells.len() - 1
+    }
+
+    fn begin(&mut self, at_us: i64, sizing: Sizing) {
+        let window = self.budget.spec.period.window(&self.budget.spec.zone, at_us);
         self.cells.push(Cell {
             window,
             granted: Money::ZERO,
             spent: Money::ZERO,
             reserved: Money::ZERO,
             view: None,
-            sizing: Sizing::default(),
+            sizing,
         });
-        self.cells.len() - 1
+    }
+
+    /// A window is begun so long before the one in use ends that the store may be away in between.
+    fn look_ahead(&mut self, now_us: i64, ahead_us: i64) {
+        let ends = |cell: &&Cell| {
+            let left_us = cell.window.ends_us.saturating_sub(now_us);
+            left_us > 0 && left_us < ahead_us && cell.sizing.is_in_use()
+        };
+        let Some(ending) = self.cells.iter().find(ends) else {
+            return;
+        };
+        let next_us = ending.window.ends_us;
+        if !self.cells.iter().any(|cell| cell.window.holds(next_us)) {
+            let sizing = ending.sizing.next(next_us);
+            self.begin(next_us, sizing);
+        }
     }
 
     fn is_hard(&self) -> bool {
@@ -203,19 +243,23 @@ pub(crate) struct Books {
     epoch: u32,
     /// Cells that want more from the store than they have.
     wanting: bool,
+    /// What each budget window may let out beyond its slice; nothing unless the store is away.
+    credit: Money,
+    /// Of which windows another node is short.
+    needed_elsewhere: Vec<CellRef>,
 }
 
 impl Books {
-    /// Takes over definitions: new ones are added, changed ones replaced, missing ones end.
-    pub(crate) fn define(&mut self, budgets: Vec<Budget>) {
-        for state in &mut self.budgets {
-            state.retired = true;
-        }
-        for budget in budgets {
+    /// Takes over what has changed: budgets, and whether they are retired. Those who wait for a retired one may start.
+    pub(crate) fn amend(&mut self, changed: Vec<(Budget, bool)>) {
+        for (budget, retired) in changed {
             let budget = Arc::new(budget);
             if let Some(position) = self.by_id.get(&budget.id) {
                 let state = &mut self.budgets[*position];
-                state.retired = false;
+                if retired && !state.retired {
+                    state.released.notify_waiters();
+                }
+                state.retired = retired;
                 if state.budget != budget {
                     state.budget = budget;
                     // What the store says of the limit, and this node's slice, are to be looked at again.
@@ -232,7 +276,7 @@ impl Books {
                 .push(position);
             self.budgets.push(State {
                 budget,
-                retired: false,
+                retired,
                 cells: SmallVec::new(),
                 released: Arc::new(Notify::new()),
             });
@@ -356,19 +400,26 @@ impl Books {
         }
     }
 
-    /// Holds up to `more` beyond what is held; returns how much, what is left beyond that, and whether the rest may come.
-    pub(crate) fn extend(&mut self, transfer: &mut Transfer, more: Money) -> (Money, Money, bool) {
+    /// Holds up to `more` beyond what is held; returns how much, and what is left beyond that.
+    ///
+    /// # Errors
+    /// There is nothing now; nothing to wait for either where none is told.
+    pub(crate) fn extend(
+        &mut self,
+        transfer: &mut Transfer,
+        more: Money,
+    ) -> Result<(Money, Money), Option<Short>> {
         if transfer.epoch != self.epoch {
-            return (Money::ZERO, Money::ZERO, false);
+            return Err(None);
         }
         let one = Money::from_nanos(1);
         let positions: SmallVec<[usize; 4]> = transfer.cells.iter().map(|cell| cell.budget).collect();
         match self.hold(&positions, (more, one.min(more)), transfer.admitted_us) {
             Ok((granted, left)) => {
                 transfer.held = transfer.held.plus(granted);
-                (granted, left, true)
+                Ok((granted, left))
             }
-            Err(short) => (Money::ZERO, Money::ZERO, !short.hopeless),
+            Err(short) => Err(Some(short).filter(|short| !short.hopeless)),
         }
     }
 
@@ -450,6 +501,15 @@ impl Books {
         self.balances_of(&positions, now_us)
     }
 
+    /// One budget as it stands; `None` where it is not known or retired.
+    pub(crate) fn balance(&mut self, id: &str, now_us: i64) -> Option<Balance> {
+        let position = *self.by_id.get(id)?;
+        if self.budgets[position].retired {
+            return None;
+        }
+        self.balances_of(&[position], now_us).pop()
+    }
+
     fn balances_of(&mut self, positions: &[usize], now_us: i64) -> Vec<Balance> {
         let of = |position: &usize| {
             let state = &mut self.budgets[*position];
@@ -481,7 +541,7 @@ impl Books {
         for position in budgets {
             let state = &mut self.budgets[*position];
             let at = state.at(now_us);
-            let available = state.cells[at].available();
+            let available = state.cells[at].within(self.credit);
             if state.is_hard() && available < left {
                 left = available;
                 tightest = Some((*position, at));
@@ -492,8 +552,11 @@ impl Books {
             && granted < want
         {
             let one = Money::from_nanos(1);
+            let credit = self.credit;
             let state = &mut self.budgets[position];
             let balance = state.balance(&state.cells[at], now_us);
+            let reserved = state.cells[at].reserved;
+            let is_held_here = !reserved.is_zero() && state.cells[at].within(credit).plus(reserved) >= least;
             let known = state.cells[at].view.is_some();
             let hopeless = known && balance.spent.plus(least.max(one)) > balance.limit;
             if !hopeless {
@@ -503,6 +566,7 @@ impl Books {
             if granted < least {
                 return Err(Short {
                     hopeless,
+                    is_held_here,
                     balance,
                     released: state.released.clone(),
                     told: state.released.clone().notified_owned(),
@@ -513,14 +577,12 @@ impl Books {
             let state = &mut self.budgets[*position];
             let (at, hard) = (state.at(now_us), state.is_hard());
             let cell = &mut state.cells[at];
-            cell.reserved = cell.reserved.plus(granted);
             self.wanting |= cell.view.is_none();
-            if hard
-                && cell
-                    .sizing
-                    .hold(granted, cell.granted.minus(cell.spent).minus(cell.reserved))
-            {
-                self.wanting = true;
+            if hard {
+                cell.hold(granted);
+                self.wanting |= cell.sizing.hold(granted, cell.available());
+            } else {
+                cell.reserved = cell.reserved.plus(granted);
             }
         }
         Ok((granted, left.minus(granted)))
@@ -556,20 +618,27 @@ impl Books {
         for state in &mut self.budgets {
             let hard = state.is_hard() && !state.retired;
             let limit = state.budget.limit(round.now_us);
+            if hard && round.whole {
+                state.look_ahead(round.now_us, round.outage_us);
+            }
             for cell in &mut state.cells {
                 let is_over = cell.window.ends_us <= round.now_us || !hard;
                 // A temporary increase that has ended.
                 cell.sizing.stale |= !is_over && cell.view.is_some_and(|view| view.limit != limit);
-                let view = cell.view.map(|view| {
+                let free = cell.view.map(|view| {
                     let all = view
                         .limit
                         .minus(view.spent_elsewhere)
                         .minus(view.leased_elsewhere);
                     all.minus(cell.granted)
                 });
-                let available = cell.available();
-                let asked = cell.sizing.ask(round, (available, is_over), view);
-                let Some((give_back, want, least)) = asked else {
+                let standing = Standing {
+                    available: cell.available(),
+                    used: cell.spent.plus(cell.reserved),
+                    is_over,
+                    free,
+                };
+                let Some((give_back, want, least)) = cell.sizing.ask(round, standing) else {
                     continue;
                 };
                 cell.granted = cell.granted.minus(give_back);
@@ -638,18 +707,25 @@ impl Books {
             .for_each(|state| state.released.notify_waiters());
     }
 
-    /// The store is away: lets out up to `allowance` in each budget window that has none left, on the node's own account.
-    pub(crate) fn advance(&mut self, allowance: Money) {
-        for state in &mut self.budgets {
-            if !state.is_hard() || state.retired {
-                continue;
+    /// The store is away: each budget window may let out so much beyond its slice, on the node's own account.
+    pub(crate) fn lend(&mut self, credit: Money) {
+        self.credit = credit;
+    }
+
+    /// Which budget windows another node is short of.
+    pub(crate) fn need_elsewhere(&mut self, cells: &[(String, i64)]) {
+        for CellRef { budget, starts_us } in std::mem::take(&mut self.needed_elsewhere) {
+            if let Some(cell) = self.budgets[budget].cell(starts_us) {
+                cell.sizing.needed_elsewhere = false;
             }
-            for cell in &mut state.cells {
-                let more = cell.sizing.advance(allowance);
-                if !more.is_zero() {
-                    cell.granted = cell.granted.plus(more);
-                    state.released.notify_waiters();
-                }
+        }
+        for (id, starts_us) in cells {
+            if let Some(budget) = self.by_id.get(id.as_str()).copied()
+                && let Some(cell) = self.budgets[budget].cell(*starts_us)
+            {
+                cell.sizing.needed_elsewhere = true;
+                let starts_us = *starts_us;
+                self.needed_elsewhere.push(CellRef { budget, starts_us });
             }
         }
     }

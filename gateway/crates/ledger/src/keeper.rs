@@ -2,6 +2,7 @@
 //! that the node is alive, and hears of changed definitions and of nodes that are gone.
 
 use crate::books::Round;
+use crate::definitions::Definitions;
 use crate::store::StoreError;
 use crate::writer::{Desk, Writer};
 use exchange::Money;
@@ -38,6 +39,9 @@ pub struct Leases {
     pub when_away: WhenAway,
     /// A node that has been silent for so long is given up: what it had leased counts as spent until it comes back.
     pub lapse_after: Duration,
+    /// For so long a node is to go on while the store is away: it keeps as much of each budget as it has lately used in
+    /// that time, where the limit leaves room.
+    pub outage: Duration,
     /// For how many days requests and attempts are kept; for good where there is no number.
     pub keep_days: Option<u32>,
 }
@@ -47,6 +51,7 @@ impl Default for Leases {
         Self {
             when_away: WhenAway::FailClosed,
             lapse_after: Duration::from_secs(600),
+            outage: Duration::from_secs(60),
             keep_days: None,
         }
     }
@@ -74,13 +79,18 @@ struct Task {
     shared: Arc<Shared>,
     leases: Leases,
     nodes: u32,
-    version: i64,
+    definitions: Arc<Definitions>,
     /// Since the store was last tidied.
     beats: u32,
 }
 
 impl Keeper {
-    pub(crate) fn start(desk: Desk, writer: Arc<Writer>, leases: Leases, version: i64) -> Self {
+    pub(crate) fn start(
+        desk: Desk,
+        writer: Arc<Writer>,
+        leases: Leases,
+        definitions: Arc<Definitions>,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let (closing, closed) = watch::channel(false);
         let mut task = JoinSet::new();
@@ -90,7 +100,7 @@ impl Keeper {
             shared: shared.clone(),
             leases,
             nodes: 1,
-            version,
+            definitions,
             beats: 0,
         };
         task.spawn(state.run(closed));
@@ -154,6 +164,8 @@ impl Task {
             now_us: (self.desk.clock)(),
             whole,
             exclusive: self.desk.store.is_exclusive(),
+            nodes: self.nodes,
+            outage_us: i64::try_from(self.leases.outage.as_micros()).unwrap_or(i64::MAX),
         };
         let asks = self.desk.books().asks(round);
         if asks.is_empty() {
@@ -171,7 +183,11 @@ impl Task {
         let said = timeout(SILENCE, self.desk.store.lease(&asks, definition, self.nodes)).await;
         match said {
             Ok(Ok(states)) => {
-                self.desk.books().leased(&states);
+                {
+                    let mut books = self.desk.books();
+                    books.lend(Money::ZERO);
+                    books.leased(&states);
+                }
                 if self.found(None) {
                     tracing::info!("the store answers again");
                 }
@@ -201,10 +217,11 @@ impl Task {
         if self.found(Some(problem.clone())) {
             tracing::warn!(%problem, "the store is away; budgets are spent from what this node has leased");
         }
+        let mut books = self.desk.books();
         if let WhenAway::AllowUpTo(amount) = self.leases.when_away {
-            self.desk.books().advance(amount);
+            books.lend(amount);
         }
-        self.desk.books().unheard();
+        books.unheard();
     }
 
     /// True if that is news.
@@ -254,12 +271,11 @@ impl Task {
                 );
             }
         }
-        let version = store.version().await?;
-        if version != self.version {
-            let budgets = store.budgets().await?;
-            self.desk.books().define(budgets);
-            self.version = version;
+        if self.nodes > 1 {
+            let needed = store.needed().await?;
+            self.desk.books().need_elsewhere(&needed);
         }
+        self.definitions.refresh().await?;
         Ok(())
     }
 }

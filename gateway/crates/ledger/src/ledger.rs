@@ -3,15 +3,17 @@
 use crate::books::{Balance, Books, Settled};
 use crate::budget::{Budget, BudgetSpec};
 use crate::crash;
+use crate::definitions::Definitions;
 use crate::journal::{Entry, Fsync, Journal, JournalError, Shared};
-use crate::keeper::{Keeper, Leases, WhenAway};
+use crate::keeper::{Keeper, Leases};
+use crate::keys::{KeySpec, Keyring, NotAccepted, Operator, Principal};
 use crate::reservation::Reservation;
 use crate::settlement::{Settlement, settled_at};
-use crate::store::{Alert, AuditEntry, Change, Database, Source, Store, StoreError, StoredRequest};
+use crate::store::{Alert, Change, Database, Store, StoreError, StoredRequest};
 use crate::writer::{Desk, Posting, Writer};
-use exchange::{AccountPath, Grants, KeyHash, Money, Record, RequestId};
+use exchange::{AccountPath, KeyHash, Money, Record, RequestId};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,29 +39,11 @@ pub struct Settings {
     pub clock: fn() -> i64,
 }
 
-/// An account with budgets.
+/// An account, with its budgets.
 #[derive(Clone, Debug)]
 pub struct AccountSpec {
     pub path: AccountPath,
     pub budgets: Vec<BudgetSpec>,
-}
-
-/// A gateway key, known by its hash alone.
-#[derive(Clone, Debug)]
-pub struct KeySpec {
-    pub hash: KeyHash,
-    /// Down to the key's own name.
-    pub account: AccountPath,
-    pub grants: Grants,
-    pub budgets: Vec<BudgetSpec>,
-    pub disabled: bool,
-}
-
-/// Who a key turned out to be.
-#[derive(Debug)]
-pub struct Principal {
-    pub account: Arc<AccountPath>,
-    pub grants: Grants,
 }
 
 /// How much to hold, and for what.
@@ -105,11 +89,11 @@ pub struct Ledger(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    principals: HashMap<KeyHash, Arc<Principal>>,
+    keyring: Arc<Keyring>,
+    definitions: Arc<Definitions>,
     desk: Desk,
     writer: Arc<Writer>,
     keeper: Keeper,
-    when_away: WhenAway,
     alerts: Mutex<Option<mpsc::Receiver<Alert>>>,
 }
 
@@ -152,12 +136,14 @@ impl Ledger {
             reason: "start of a node",
             at_us: (settings.clock)(),
         };
-        let wanted = configured(&settings);
-        store.put_budgets(&wanted, Source::Config, change).await?;
-        store.retire_missing(&wanted, change).await?;
-        let version = store.version().await?;
+        store.declare_accounts(&declared(&settings), change).await?;
+        store.declare_budgets(&configured(&settings), change).await?;
+        store.declare_keys(&settings.keys, change).await?;
         let mut books = Books::default();
-        books.define(store.budgets().await?);
+        let keyring = Arc::new(Keyring::new(&settings.keys));
+        let seen = store.version().await?;
+        books.amend(store.changed_budgets(-1).await?);
+        keyring.amend(store.keys_since(-1).await?, &store.accounts_since(-1).await?);
         books.all((settings.clock)());
         let (alerts, receiver) = mpsc::channel(ALERTS);
         let desk = Desk {
@@ -169,24 +155,41 @@ impl Ledger {
             clock: settings.clock,
         };
         let writer = Arc::new(Writer::start(desk.clone()));
-        let keeper = Keeper::start(desk.clone(), writer.clone(), settings.leases, version);
+        let definitions = Arc::new(Definitions::new(&desk, keyring.clone(), seen));
+        let keeper = Keeper::start(desk.clone(), writer.clone(), settings.leases, definitions.clone());
         let first = keeper.answered();
         keeper.wake();
         // The first look at the budgets; without it every account's first request would wait for the store.
         let _ = tokio::time::timeout(Duration::from_secs(10), first).await;
         Ok(Self(Arc::new(Inner {
-            principals: principals(settings.keys),
+            keyring,
+            definitions,
             desk,
             writer,
             keeper,
-            when_away: settings.leases.when_away,
             alerts: Mutex::new(Some(receiver)),
         })))
     }
 
-    /// Who holds the key, if anyone does.
-    pub fn authenticate(&self, hash: &KeyHash) -> Option<Arc<Principal>> {
-        self.0.principals.get(hash).cloned()
+    /// Who holds the key, which may call models.
+    ///
+    /// # Errors
+    /// Nobody does, or it is not accepted now.
+    pub fn authenticate(&self, hash: &KeyHash, now_unix_us: i64) -> Result<Arc<Principal>, NotAccepted> {
+        self.0.keyring.caller(hash, now_unix_us)
+    }
+
+    /// Who holds the key, which is for the admin API.
+    ///
+    /// # Errors
+    /// Nobody does, or it is not accepted now.
+    pub fn operator(&self, hash: &KeyHash, now_unix_us: i64) -> Result<Operator, NotAccepted> {
+        self.0.keyring.operator(hash, now_unix_us)
+    }
+
+    /// Whether an account, or one above it, is switched off.
+    pub fn is_closed(&self, account: &AccountPath) -> bool {
+        self.0.keyring.is_closed(account)
     }
 
     /// Holds money in every budget on the principal's path: as much of `want` as there is, if that is at least `least`.
@@ -231,7 +234,10 @@ impl Ledger {
             if short.hopeless {
                 return Err(denied());
             }
-            if let (Some(problem), WhenAway::FailClosed) = (self.0.keeper.problem(), self.0.when_away) {
+            // What running requests hold here comes back without the store; nothing else does.
+            if !short.is_held_here
+                && let Some(problem) = self.0.keeper.problem()
+            {
                 return Err(Denied::Store { problem });
             }
             let released = waited.insert(short.released.clone());
@@ -280,24 +286,6 @@ impl Ledger {
         self.0.desk.store.request(request).await
     }
 
-    /// Makes or changes budgets; every node follows within a second.
-    ///
-    /// # Errors
-    /// The store cannot be written.
-    pub async fn put_budgets(&self, budgets: &[Budget], change: Change<'_>) -> Result<usize, StoreError> {
-        let mut sorted = budgets.to_vec();
-        sorted.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        self.0.desk.store.put_budgets(&sorted, Source::Api, change).await
-    }
-
-    /// Changes to definitions, the latest first, those with ids below `before`.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn audit(&self, before: i64, limit: i64) -> Result<Vec<AuditEntry>, StoreError> {
-        self.0.desk.store.audit(before, limit).await
-    }
-
     /// Where thresholds that are passed are told, each once over all nodes. For one taker.
     pub fn alerts(&self) -> Option<mpsc::Receiver<Alert>> {
         self.0
@@ -328,8 +316,24 @@ impl Ledger {
         self.0.writer.healthy()
     }
 
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.0.desk
+    }
+
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         self.0.desk.books()
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.desk.store
+    }
+
+    pub(crate) fn definitions(&self) -> &Definitions {
+        &self.0.definitions
+    }
+
+    pub(crate) fn now_us(&self) -> i64 {
+        (self.0.desk.clock)()
     }
 
     pub(crate) fn journal(&self) -> &Journal {
@@ -393,6 +397,16 @@ async fn replay(store: &Store, mut left: Vec<Settlement>, was_lapsed: bool) -> R
     Ok(())
 }
 
+/// The accounts that the configuration names, and those above them.
+fn declared(settings: &Settings) -> Vec<AccountPath> {
+    let of_accounts = settings.accounts.iter().map(|spec| &spec.path);
+    let all = of_accounts.chain(settings.keys.iter().map(|key| &key.account));
+    let levels = all
+        .flat_map(AccountPath::ancestry)
+        .filter(|path| path.key.is_none());
+    levels.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// The budgets that the configuration names, by id.
 fn configured(settings: &Settings) -> Vec<Budget> {
     let of_keys = settings.keys.iter().map(|key| (&key.account, &key.budgets));
@@ -403,16 +417,4 @@ fn configured(settings: &Settings) -> Vec<Budget> {
         .collect();
     budgets.sort_unstable_by(|a, b| a.id.cmp(&b.id));
     budgets
-}
-
-fn principals(keys: Vec<KeySpec>) -> HashMap<KeyHash, Arc<Principal>> {
-    let live = keys.into_iter().filter(|key| !key.disabled);
-    live.map(|key| {
-        let principal = Principal {
-            account: Arc::new(key.account),
-            grants: key.grants,
-        };
-        (key.hash, Arc::new(principal))
-    })
-    .collect()
 }

@@ -5,11 +5,15 @@
 //! every budget of every account on a path at every grant; an upstream attempt is in the journal before it starts and
 //! is settled exactly once, through any crash; posting is idempotent by request.
 
+mod administration;
 mod books;
 mod budget;
 mod crash;
+mod definitions;
+mod jobs;
 mod journal;
 mod keeper;
+mod keys;
 mod ledger;
 mod reservation;
 mod settlement;
@@ -19,11 +23,16 @@ mod writer;
 
 pub use books::Balance;
 pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
+pub use ipnet::IpNet;
+pub use jobs::{ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, StoredItem, Tally};
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
-pub use ledger::{AccountSpec, Ask, Denied, KeySpec, Ledger, OpenError, Principal, Settings, migrate};
+pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};
+pub use ledger::{AccountSpec, Ask, Denied, Ledger, OpenError, Settings, migrate};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
-    Alert, AuditEntry, Billed, BilledLine, Change, Database, StoreError, StoredAttempt, StoredRequest, billed,
+    Account, AccountChange, Alert, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database, Dimension,
+    EditError, KeyChange, Range, Reply, Source, StoreError, StoredAlert, StoredAttempt, StoredBudget,
+    StoredRequest, Subtree, Summary, UsageQuery, UsageRow, billed,
 };
 pub use window::{Period, Window, Zone};

@@ -5,6 +5,7 @@ use crate::budget::Target;
 use crate::crash;
 use crate::journal::{Entry, JournalError, Shared};
 use crate::ledger::{Denied, Ledger};
+use crate::settlement::CellName;
 use exchange::{
     AccountPath, BackendClass, Charge, Dialect, Envelope, LatencyTier, Money, Origin, Record, RequestId,
     Surface, Thinking, Usage, ValueTier,
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// The longest that a stream stands still for more money to come from the store.
 const STAND_STILL: Duration = Duration::from_millis(250);
@@ -114,22 +116,38 @@ impl Reservation {
     }
 
     /// Holds up to `more`; returns how much of it was granted, which may be nothing. Stands still for a moment, a few times
-    /// at most, where this node's slice of a budget is used up and the store may have more.
+    /// at most, where this node's slice of a budget is used up, for the store or for requests that give back what they held.
     pub async fn extend(&mut self, more: Money) -> Money {
-        let (granted, may_come) = self.extend_now(more);
-        if !granted.is_zero() || more.is_zero() || !may_come || self.patience == 0 {
-            return granted;
-        }
+        let short = match self.extend_now(more) {
+            Ok(granted) => return granted,
+            Err(Some(short)) if self.patience > 0 => short,
+            Err(_) => return Money::ZERO,
+        };
         self.patience -= 1;
         let ledger = self.ledger.clone();
-        let refill = ledger.refilled();
         ledger.wake();
-        let _ = tokio::time::timeout(STAND_STILL, refill).await;
-        self.extend_now(more).0
+        let granted = timeout(STAND_STILL, async {
+            let mut told = short.told;
+            loop {
+                told.await;
+                match self.extend_now(more) {
+                    Ok(granted) => return granted,
+                    Err(Some(short)) => told = short.told,
+                    Err(None) => return Money::ZERO,
+                }
+            }
+        });
+        let granted = granted.await.unwrap_or(Money::ZERO);
+        // Whoever is next in line may do with what this one could not, or left.
+        short.released.notify_one();
+        granted
     }
 
-    fn extend_now(&mut self, more: Money) -> (Money, bool) {
-        let (granted, remaining, may_come) = self.ledger.books().extend(&mut self.transfer, more);
+    /// # Errors
+    /// There is nothing now; nothing to wait for either where none is told.
+    fn extend_now(&mut self, more: Money) -> Result<Money, Option<Short>> {
+        let extended = self.ledger.books().extend(&mut self.transfer, more);
+        let (granted, remaining) = extended.inspect_err(|_| self.remaining = Money::ZERO)?;
         if !self.intents.is_empty() && !granted.is_zero() {
             let entry = Entry::Extended {
                 request: self.request,
@@ -141,12 +159,12 @@ impl Reservation {
                     // Money that the journal does not know of is not money to spend.
                     tracing::error!(%error, "a reservation could not be extended");
                     self.ledger.books().unextend(&mut self.transfer, granted);
-                    return (Money::ZERO, false);
+                    return Err(None);
                 }
             }
         }
         self.remaining = remaining;
-        (granted, may_come)
+        Ok(granted)
     }
 
     /// Holds the money in the budgets for this target too, and writes the intent to the journal; only then may the
@@ -159,7 +177,7 @@ impl Reservation {
             // The slice may just be empty.
             if !short.hopeless {
                 self.ledger.wake();
-                let _ = tokio::time::timeout(STAND_STILL, self.ledger.refilled()).await;
+                let _ = timeout(STAND_STILL, self.ledger.refilled()).await;
             }
             let needed = self.transfer.held();
             self.aim(&intent).map_err(|short| Denied::Budget {
@@ -177,6 +195,26 @@ impl Reservation {
         self.segments.push(self.ledger.journal().append(&entry)?);
         self.intents.push(intent);
         Ok(())
+    }
+
+    /// Holds the money in the budgets for this target too; returns every budget window in which it is held, and whether
+    /// that is of a hard budget.
+    pub(crate) async fn aim_at(
+        &mut self,
+        target: Target<'_>,
+        account: &AccountPath,
+    ) -> Result<Vec<(CellName, bool)>, Denied> {
+        let aim = |this: &mut Self| this.ledger.books().aim(&mut this.transfer, target, account);
+        if aim(self).is_err() {
+            self.ledger.wake();
+            let _ = tokio::time::timeout(STAND_STILL, self.ledger.refilled()).await;
+            let needed = self.transfer.held();
+            aim(self).map_err(|short| Denied::Budget {
+                balance: short.balance,
+                needed,
+            })?;
+        }
+        Ok(self.ledger.books().cells_of(&self.transfer))
     }
 
     fn aim(&mut self, intent: &Intent) -> Result<(), Short> {

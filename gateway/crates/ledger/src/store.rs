@@ -3,24 +3,36 @@
 //! Owns: the schema, the truth about what is spent and who holds which slice of a budget. Refuses to know: requests in
 //! flight, journals, the clock of the machine (lapses are told by the database's own). Invariants: a grant never takes
 //! `spent + leased` of a budget window above its limit; a record is posted once, however often it is sent; rows are
-//! locked in the order nodes, leases, windows, hours, each by key, so that nodes never wait for each other in a ring.
+//! locked in the order definitions, nodes, leases, windows, hours, each by key, so that nodes never wait for each other in a ring.
 
+mod accounts;
+mod alerts;
 mod billed;
-mod definitions;
+mod budgets;
+mod edit;
+mod jobs;
+mod keys;
 mod lease;
 mod post;
 mod read;
+mod replies;
 mod sql;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod usage;
 
+pub use accounts::{Account, AccountChange, Subtree};
+pub use alerts::{Alert, StoredAlert};
 pub use billed::{Billed, BilledLine, billed};
-pub(crate) use definitions::Source;
-pub use definitions::{Alert, AuditEntry, Change};
+pub use budgets::{BudgetChange, StoredBudget};
+pub use edit::{AuditEntry, Change, EditError, Source};
+pub use keys::KeyChange;
 pub(crate) use lease::{LeaseAsk, LeaseState};
 pub(crate) use post::{Posted, Spend};
-pub use read::{StoredAttempt, StoredRequest};
+pub use read::{Range, StoredAttempt, StoredRequest, Summary};
+pub use replies::Reply;
+pub use usage::{Dimension, UsageQuery, UsageRow};
 
 use sql::Pool;
 use sqlx::migrate::MigrateError;
@@ -171,6 +183,14 @@ impl Store {
 
     pub(crate) fn node(&self) -> &Arc<str> {
         &self.node
+    }
+
+    /// The same store, as someone else who holds slices of budgets sees it.
+    pub(crate) fn as_node(&self, node: Arc<str>) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            node,
+        }
     }
 
     pub(crate) async fn close(&self) {

@@ -46,6 +46,7 @@ fn settings(folder: &Path, url: String, when_away: WhenAway) -> Settings {
                 ..team
             },
             grants: Grants::default(),
+            networks: Vec::new(),
             budgets: Vec::new(),
             disabled: false,
         }],
@@ -69,7 +70,7 @@ fn id(number: u8) -> RequestId {
 }
 
 async fn hold(ledger: &Ledger, number: u8, nanos: i64) -> Result<ledger::Reservation, Denied> {
-    let who = ledger.authenticate(&KEY).unwrap();
+    let who = ledger.authenticate(&KEY, NOW).unwrap();
     ledger
         .reserve(&who, id(number), ask(nanos, Duration::from_secs(5)))
         .await

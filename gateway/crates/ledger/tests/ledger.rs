@@ -48,6 +48,7 @@ fn settings(folder: &Path, limit: Money) -> Settings {
             hash: KEY,
             account: account(Some("ci")),
             grants: Grants::default(),
+            networks: Vec::new(),
             budgets: Vec::new(),
             disabled: false,
         }],
@@ -56,7 +57,7 @@ fn settings(folder: &Path, limit: Money) -> Settings {
 
 async fn open(folder: &Path, limit: Money) -> (Ledger, Arc<Principal>) {
     let ledger = Ledger::open(settings(folder, limit)).await.unwrap();
-    let principal = ledger.authenticate(&KEY).unwrap();
+    let principal = ledger.authenticate(&KEY, NOW).unwrap();
     (ledger, principal)
 }
 

@@ -5,7 +5,10 @@
 
 pub mod backend;
 pub mod engine;
+pub mod grammar;
 pub mod kv;
 pub mod model;
 pub mod sample;
+pub mod scheduler;
 pub mod text;
+pub mod think;

@@ -1,6 +1,7 @@
-//! From logits to a token, reproducibly: each sequence has a generator of its own.
+//! From logits to a token, reproducibly: each sequence has a generator of its own. Owns penalties, cuts and the draw;
+//! refuses to know text and other sequences. Invariant: a token whose logit is minus infinity is never chosen.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How to choose.
 #[derive(Clone, Debug)]
@@ -11,9 +12,11 @@ pub struct Sampling {
     /// 0 is no limit.
     pub top_k: usize,
     pub min_p: f32,
+    /// Once for each token that was produced.
     pub presence_penalty: f32,
+    /// As often as it was produced.
     pub frequency_penalty: f32,
-    /// 1 is none.
+    /// For tokens produced or in the prompt; 1 is none.
     pub repetition_penalty: f32,
     pub logit_bias: HashMap<u32, f32>,
     /// How many alternatives to tell of; `None`: no log-probabilities at all.
@@ -47,6 +50,9 @@ pub struct Choice {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Below this share of the likeliest token's weight a token is not drawn: it could be once in a billion.
+const NEGLIGIBLE: f32 = 1e-9;
+
 /// One sequence's sampler.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -54,15 +60,22 @@ pub struct Sampler {
     state: u64,
     /// How often each token was produced.
     counts: HashMap<u32, u32>,
+    /// Those of the prompt, where they matter.
+    prompt: HashSet<u32>,
+    kept: Vec<(f32, u32)>,
 }
 
 impl Sampler {
-    pub fn new(settings: Sampling) -> Self {
-        let state = settings.seed;
+    /// For an answer to `prompt`.
+    #[must_use]
+    pub fn new(settings: Sampling, prompt: &[u32]) -> Self {
+        let repeats = (settings.repetition_penalty - 1.0).abs() > f32::EPSILON;
         Self {
+            state: settings.seed,
+            prompt: prompt.iter().copied().filter(|_| repeats).collect(),
             settings,
-            state,
             counts: HashMap::new(),
+            kept: Vec::new(),
         }
     }
 
@@ -83,6 +96,15 @@ impl Sampler {
         } else {
             self.draw(logits)
         };
+        self.chosen(token, logits)
+    }
+
+    /// Takes a token that is prescribed, as if it had been chosen.
+    pub fn take(&mut self, token: u32, logits: &[f32]) -> Choice {
+        self.chosen(token, logits)
+    }
+
+    fn chosen(&mut self, token: u32, logits: &[f32]) -> Choice {
         *self.counts.entry(token).or_default() += 1;
         let (logprob, top) = match self.settings.logprobs {
             None => (0.0, Vec::new()),
@@ -98,14 +120,22 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        for (token, count) in &self.counts {
+        let repetition = settings.repetition_penalty;
+        let repeated = self
+            .prompt
+            .iter()
+            .chain(self.counts.keys().filter(|token| !self.prompt.contains(token)));
+        for token in repeated {
             if let Some(logit) = logits.get_mut(*token as usize) {
-                let repetition = settings.repetition_penalty;
                 *logit = if *logit > 0.0 {
                     *logit / repetition
                 } else {
                     *logit * repetition
                 };
+            }
+        }
+        for (token, count) in &self.counts {
+            if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit -= settings.presence_penalty + settings.frequency_penalty * *count as f32;
             }
         }
@@ -114,51 +144,54 @@ impl Sampler {
     fn draw(&mut self, logits: &[f32]) -> u32 {
         let settings = &self.settings;
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let weight = |logit: f32| ((logit - largest) / settings.temperature).exp();
-        let mut kept: Vec<(f32, u32)> = logits
-            .iter()
-            .enumerate()
-            .map(|(id, logit)| (weight(*logit), id as u32))
-            .collect();
-        let is_cut = settings.top_k > 0 || settings.top_p < 1.0 || settings.min_p > 0.0;
-        if is_cut {
-            // The likeliest token weighs 1, so a minimum share of it is a minimum weight.
-            kept.retain(|(weight, _)| *weight >= settings.min_p);
-            if settings.top_k > 0 && settings.top_k < kept.len() {
-                kept.select_nth_unstable_by(settings.top_k, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-                kept.truncate(settings.top_k);
+        // The likeliest token weighs 1, so a minimum share of it is a minimum weight, and a minimum weight is a minimum
+        // logit: most of a vocabulary is passed over with one comparison.
+        let least = settings.min_p.max(NEGLIGIBLE).ln() * settings.temperature + largest;
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.clear();
+        for (id, logit) in logits.iter().enumerate() {
+            if *logit >= least {
+                kept.push((((logit - largest) / settings.temperature).exp(), id as u32));
             }
-            if settings.top_p < 1.0 {
-                kept.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-                let enough = kept.iter().map(|(weight, _)| weight).sum::<f32>() * settings.top_p;
-                let mut sum = 0.0;
-                let count = kept
-                    .iter()
-                    .take_while(|(weight, _)| {
-                        let before = sum;
-                        sum += weight;
-                        before < enough
-                    })
-                    .count();
-                kept.truncate(count.max(1));
-            }
+        }
+        let by_weight = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if settings.top_k > 0 && settings.top_k < kept.len() {
+            kept.select_nth_unstable_by(settings.top_k, by_weight);
+            kept.truncate(settings.top_k);
+        }
+        if settings.top_p < 1.0 {
+            let total = kept.iter().map(|(weight, _)| weight).sum::<f32>();
+            // All that are lighter than this weigh less together than what is cut off: they need not be sorted.
+            let light = total * (1.0 - settings.top_p) / kept.len().max(1) as f32;
+            kept.retain(|(weight, _)| *weight >= light);
+            kept.sort_unstable_by(by_weight);
+            let (enough, mut sum) = (total * settings.top_p, 0.0);
+            let in_nucleus = kept.iter().take_while(|(weight, _)| {
+                let before = sum;
+                sum += weight;
+                before < enough
+            });
+            let count = in_nucleus.count().max(1);
+            kept.truncate(count);
         }
         kept.sort_unstable_by_key(|(_, id)| *id);
         let total: f32 = kept.iter().map(|(weight, _)| weight).sum();
         let mut point = self.uniform() * total;
-        for (weight, id) in &kept {
+        let drawn = kept.iter().find(|(weight, _)| {
             point -= weight;
-            if point < 0.0 {
-                return *id;
-            }
-        }
-        kept.iter()
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .map_or_else(|| likeliest(logits), |(_, id)| *id)
+            point < 0.0
+        });
+        let token = match drawn.or_else(|| kept.iter().max_by(|a, b| a.0.total_cmp(&b.0))) {
+            Some((_, id)) => *id,
+            None => likeliest(logits),
+        };
+        self.kept = kept;
+        token
     }
 }
 
 /// The largest logit; of equals, the first.
+#[must_use]
 pub fn likeliest(logits: &[f32]) -> u32 {
     let mut best = (f32::NEG_INFINITY, 0);
     for (id, logit) in logits.iter().enumerate() {
@@ -169,14 +202,13 @@ pub fn likeliest(logits: &[f32]) -> u32 {
     best.1
 }
 
+/// As likely as OpenAI says of what is not.
+const UNLIKELY: f32 = -9999.0;
+
 fn logprobs(logits: &[f32], token: u32, count: usize) -> (f32, Vec<(u32, f32)>) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total = logits
-        .iter()
-        .map(|logit| (logit - largest).exp())
-        .sum::<f32>()
-        .ln()
-        + largest;
+    let sum = logits.iter().map(|logit| (logit - largest).exp()).sum::<f32>();
+    let total = sum.ln() + largest;
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     let count = count.min(order.len());
@@ -185,104 +217,152 @@ fn logprobs(logits: &[f32], token: u32, count: usize) -> (f32, Vec<(u32, f32)>) 
     }
     order.truncate(count);
     order.sort_unstable_by(by_logit);
-    let top = order
-        .into_iter()
-        .map(|id| (id, logits[id as usize] - total))
-        .collect();
-    (logits[token as usize] - total, top)
+    let of = |id: u32| (logits[id as usize] - total).max(UNLIKELY);
+    let top = order.into_iter().map(|id| (id, of(id))).collect();
+    (of(token), top)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tokens(settings: Sampling, count: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(settings);
+    fn after(settings: Sampling, prompt: &[u32], count: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(settings, prompt);
         (0..count)
             .map(|_| sampler.choose(&mut [0.0, 1.0, 2.0, 3.0]).token)
             .collect()
     }
 
+    fn tokens(settings: Sampling, count: usize) -> Vec<u32> {
+        after(settings, &[], count)
+    }
+
+    fn seeded(seed: u64) -> Sampling {
+        Sampling {
+            seed,
+            ..Sampling::default()
+        }
+    }
+
     #[test]
     fn a_seed_gives_the_same_tokens_and_another_seed_others() {
-        let with = |seed| {
-            tokens(
-                Sampling {
-                    seed,
-                    ..Sampling::default()
-                },
-                50,
-            )
-        };
-        assert_eq!(with(1), with(1));
-        assert_ne!(with(1), with(2));
+        assert_eq!(tokens(seeded(1), 50), tokens(seeded(1), 50));
+        assert_ne!(tokens(seeded(1), 50), tokens(seeded(2), 50));
     }
 
     #[test]
     fn shares_follow_the_distribution() {
         let drawn = tokens(Sampling::default(), 20_000);
-        let share = drawn.iter().filter(|token| **token == 3).count() as f32 / 20_000.0;
-        assert!((share - 0.6439).abs() < 0.02, "{share}");
+        for (token, expected) in [(0, 0.0321), (1, 0.0871), (2, 0.2369), (3, 0.6439)] {
+            let share = drawn.iter().filter(|drawn| **drawn == token).count() as f32 / 20_000.0;
+            assert!((share - expected).abs() < 0.012, "{token}: {share}");
+        }
     }
 
     #[test]
     fn cuts_leave_only_what_they_should() {
         let only = |settings| tokens(settings, 200).into_iter().min();
-        assert_eq!(
-            only(Sampling {
-                top_k: 2,
-                ..Sampling::default()
-            }),
-            Some(2)
-        );
+        let usual = Sampling::default;
+        assert_eq!(only(Sampling { top_k: 2, ..usual() }), Some(2));
         assert_eq!(
             only(Sampling {
                 top_p: 0.6,
-                ..Sampling::default()
+                ..usual()
             }),
             Some(3)
+        );
+        assert_eq!(
+            only(Sampling {
+                top_p: 0.65,
+                ..usual()
+            }),
+            Some(2)
         );
         assert_eq!(
             only(Sampling {
                 min_p: 0.3,
-                ..Sampling::default()
+                ..usual()
             }),
             Some(2)
         );
-        assert_eq!(
-            only(Sampling {
-                temperature: 0.0,
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..usual()
+        };
+        assert_eq!(only(greedy), Some(3));
+    }
+
+    /// The nucleus is the same whether or not the light ones were sorted.
+    #[test]
+    fn a_nucleus_of_a_large_vocabulary_is_what_sorting_all_would_give() {
+        let logits: Vec<f32> = (0..2000u32)
+            .map(|id| (id.wrapping_mul(2_654_435_761) >> 20) as f32 / 400.0)
+            .collect();
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut weights: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+        weights.sort_unstable_by(|a, b| b.total_cmp(a));
+        let total: f32 = weights.iter().sum();
+        for top_p in [0.1, 0.5, 0.9, 0.99] {
+            let mut sum = 0.0;
+            let least = weights.iter().find(|weight| {
+                sum += **weight;
+                sum >= total * top_p
+            });
+            let settings = Sampling {
+                top_p,
                 ..Sampling::default()
-            }),
-            Some(3)
-        );
+            };
+            let mut sampler = Sampler::new(settings, &[]);
+            let drawn = (0..2000).map(|_| sampler.choose(&mut logits.clone()).token);
+            let lightest = drawn
+                .map(|id| (logits[id as usize] - largest).exp())
+                .fold(1.0, f32::min);
+            assert!(lightest >= least.unwrap() * 0.999, "{top_p}: {lightest}");
+        }
     }
 
     #[test]
     fn penalties_and_biases_move_the_choice() {
-        let greedy = Sampling {
+        let greedy = || Sampling {
             temperature: 0.0,
             ..Sampling::default()
         };
-        assert_eq!(
-            tokens(
-                Sampling {
-                    presence_penalty: 1.5,
-                    ..greedy.clone()
-                },
-                3
-            ),
-            [3, 2, 3]
+        let present = Sampling {
+            presence_penalty: 1.5,
+            ..greedy()
+        };
+        assert_eq!(tokens(present, 3), [3, 2, 3]);
+        let frequent = Sampling {
+            frequency_penalty: 0.6,
+            ..greedy()
+        };
+        assert_eq!(tokens(frequent, 5), [3, 3, 2, 3, 2]);
+        let repeated = Sampling {
+            repetition_penalty: 2.0,
+            ..greedy()
+        };
+        assert_eq!(after(repeated, &[3], 1), [2], "the prompt counts");
+        let biased = Sampling {
+            logit_bias: [(0, 100.0)].into(),
+            ..greedy()
+        };
+        assert_eq!(tokens(biased, 1), [0]);
+    }
+
+    #[test]
+    fn what_is_forbidden_is_never_chosen() {
+        let mut sampler = Sampler::new(
+            Sampling {
+                temperature: 2.0,
+                logprobs: Some(2),
+                ..Sampling::default()
+            },
+            &[],
         );
-        assert_eq!(
-            tokens(
-                Sampling {
-                    logit_bias: [(0, 100.0)].into(),
-                    ..greedy
-                },
-                1
-            ),
-            [0]
-        );
+        let no = f32::NEG_INFINITY;
+        for _ in 0..1000 {
+            let choice = sampler.choose(&mut [no, no, -40.0, no]);
+            assert_eq!((choice.token, choice.top[1].1), (2, UNLIKELY));
+        }
     }
 }

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use half::{bf16, f16};
+use kernels::Pairs;
 use kernels::cuda::{
     Activations, Batch, Buffer, Cuts, Driver, Emit, Form, Gate, Glu, HeadShape, Kind, KvPages, Limits,
-    Matrix, Norm, Ops, Order, Pairs, Place, Precision, QkvExtras, Sampling, Scratch, Simt, Singles, Span,
-    Steps, Then, WeightBlock, Workspace, pack,
+    Matrix, Norm, Ops, Order, Place, Precision, QkvExtras, Sampling, Scratch, Simt, Singles, Span, Steps,
+    Then, WeightBlock, Workspace, pack,
 };
 use std::path::Path;
 use std::sync::Arc;

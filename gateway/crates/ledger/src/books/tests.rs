@@ -69,6 +69,7 @@ impl Lease {
 #[derive(Default)]
 struct WindowRow {
     limit: i64,
+    needed_us: i64,
     spent: i64,
     leased: i64,
     leases: HashMap<usize, Lease>,
@@ -95,7 +96,7 @@ impl StoreModel {
         })
     }
 
-    fn lease(&mut self, node: usize, asks: &[LeaseAsk], nodes: i64) -> Vec<LeaseState> {
+    fn lease(&mut self, node: usize, asks: &[LeaseAsk], (nodes, now_us): (i64, i64)) -> Vec<LeaseState> {
         let one = |ask: &LeaseAsk| {
             let row = self.row(&ask.cell);
             let lease = row.leases.entry(node).or_default();
@@ -108,6 +109,9 @@ impl StoreModel {
             } else {
                 want.min(least.max(free / (2 * nodes))).max(0)
             };
+            if least > 0 && grant == 0 && row.leased > back {
+                row.needed_us = now_us;
+            }
             lease.taken += grant - back;
             row.leased += grant - back;
             LeaseState {
@@ -120,6 +124,12 @@ impl StoreModel {
             }
         };
         asks.iter().map(one).collect()
+    }
+
+    fn needed(&self, now_us: i64) -> Vec<(String, i64)> {
+        let lately = |(_, row): &(&CellName, &WindowRow)| row.needed_us > now_us - 3_000_000;
+        let name = |(cell, _): (&CellName, &WindowRow)| (cell.budget.to_string(), cell.window.starts_us);
+        self.windows.iter().filter(lately).map(name).collect()
     }
 
     fn post(&mut self, node: usize, posting: &Pending) {
@@ -208,6 +218,12 @@ struct Node {
     queue: Vec<Pending>,
 }
 
+impl Books {
+    fn define(&mut self, budgets: Vec<Budget>) {
+        self.amend(budgets.into_iter().map(|budget| (budget, false)).collect());
+    }
+}
+
 fn node() -> Node {
     let mut books = Books::default();
     books.define(definitions());
@@ -249,6 +265,10 @@ enum Step {
     },
     /// `kill -9`, and a start with the journal.
     Crash,
+    /// The store is away for this node, which may let out so much on its own account until it hears of it again.
+    Lend {
+        credit: i64,
+    },
     /// The others give this node up, while it lives.
     Lapse,
     /// It hears of that.
@@ -266,6 +286,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (any::<bool>(), prop::bool::weighted(0.2)).prop_map(|(whole, lost)| Step::Round { whole, lost }),
         3 => prop::bool::weighted(0.2).prop_map(|lost| Step::Write { lost }),
         1 => Just(Step::Crash),
+        1 => (0i64..500).prop_map(|credit| Step::Lend { credit }),
         1 => Just(Step::Lapse),
         1 => Just(Step::Hear),
     ]
@@ -316,18 +337,24 @@ impl World {
         self.clock += 700_000;
         let count = self.nodes.len() as i64;
         let node = &mut self.nodes[at];
+        if whole {
+            node.books.need_elsewhere(&self.store.needed(self.clock));
+        }
         let asks = node.books.asks(Round {
             now_us: self.clock,
             whole,
             exclusive: false,
+            nodes: count as u32,
+            outage_us: 60_000_000,
         });
         if self.store.lapsed.contains(&at) {
             return node.books.undone(&asks);
         }
-        let states = self.store.lease(at, &asks, count);
+        let states = self.store.lease(at, &asks, (count, self.clock));
         if lost {
             node.books.unheard();
         } else {
+            node.books.lend(Money::ZERO);
             node.books.leased(&states);
         }
     }
@@ -397,7 +424,8 @@ impl World {
                 let count = node.running.len().max(1);
                 if let Some(running) = node.running.get_mut(which % count) {
                     let before = running.transfer.held();
-                    let (granted, ..) = node.books.extend(&mut running.transfer, money(more));
+                    let extended = node.books.extend(&mut running.transfer, money(more));
+                    let granted = extended.map_or(Money::ZERO, |(granted, _)| granted);
                     assert!(granted <= money(more) && running.transfer.held() == before.plus(granted));
                 }
             }
@@ -428,6 +456,10 @@ impl World {
                 }
             }
             Step::Crash => self.crash(at),
+            Step::Lend { credit } => {
+                self.store.excess += credit;
+                node.books.lend(money(credit));
+            }
             Step::Lapse => self.store.lapse(at),
             Step::Hear => {
                 if self.store.lapsed.remove(&at) {
@@ -608,4 +640,194 @@ fn a_workflow_that_is_told_late_is_charged_too() {
     assert_eq!(books.post(&transfer, &[cost]).posts[0].amount, money(20));
     let cell = &books.budgets[position].cells[cell];
     assert_eq!((cell.reserved, cell.spent), (Money::ZERO, money(20)));
+}
+
+/// A busy budget far from its limit: `each` is spent in every round of 700 ms, for so many rounds.
+fn spend(world: &mut World, at: usize, (each, rounds): (i64, usize)) {
+    for _ in 0..rounds {
+        let reserve = Step::Reserve {
+            want: each,
+            least: each,
+            frontier: false,
+            ci: false,
+        };
+        world.take(at, reserve.clone());
+        if world.nodes[at].running.is_empty() {
+            world.round(at, false, false);
+            world.take(at, reserve);
+        }
+        world.take(
+            at,
+            Step::Post {
+                which: 0,
+                permille: 1000,
+            },
+        );
+        world.take(at, Step::Write { lost: false });
+        world.round(at, true, false);
+        world.check();
+    }
+}
+
+fn team_cell(node: &mut Node) -> &mut Cell {
+    let position = node.books.by_id["acme/search month"];
+    let state = &mut node.books.budgets[position];
+    let at = state.at(NOW);
+    &mut state.cells[at]
+}
+
+fn rich(nodes: usize) -> World {
+    let mut world = World::new(nodes);
+    let mut all = definitions();
+    for budget in &mut all {
+        budget.spec.limit = money(1_000_000_000);
+        world.store.limits.insert(budget.id.clone(), 1_000_000_000);
+    }
+    for node in &mut world.nodes {
+        node.books.define(all.clone());
+    }
+    world
+}
+
+#[test]
+fn a_slice_lasts_for_as_long_as_the_store_may_be_away() {
+    let mut world = rich(3);
+    // 700 in 700 ms.
+    spend(&mut world, 0, (700, 60));
+    let left = team_cell(&mut world.nodes[0]).available().nanos();
+    assert!((60_000..130_000).contains(&left), "{left}");
+    // The store is away, and more than a minute of the same passes.
+    let node = &mut world.nodes[0];
+    for _ in 0..86 {
+        let path = node.books.path(&account("other"), None, &[]);
+        let (transfer, _) = node.books.reserve(path, (money(700), money(700)), NOW).unwrap();
+        let cost = Cost {
+            target: target(BackendClass::Cheap),
+            amount: money(700),
+        };
+        node.books.post(&transfer, &[cost]);
+    }
+    // A slice that is not used shrinks no sooner than that, and then goes back whole.
+    let mut world = rich(3);
+    spend(&mut world, 0, (700, 60));
+    for _ in 0..80 {
+        world.round(0, true, false);
+    }
+    assert!(team_cell(&mut world.nodes[0]).available().nanos() > 50_000);
+    for _ in 0..10 {
+        world.round(0, true, false);
+    }
+    assert_eq!(team_cell(&mut world.nodes[0]).available(), Money::ZERO);
+}
+
+#[test]
+fn what_another_node_needs_is_given_back_at_the_next_beat() {
+    let mut world = rich(2);
+    spend(&mut world, 0, (700, 60));
+    spend(&mut world, 1, (10, 1));
+    let held = team_cell(&mut world.nodes[0]).available().nanos();
+    let name = world
+        .store
+        .windows
+        .keys()
+        .find(|cell| &*cell.budget == "acme/search month")
+        .cloned()
+        .unwrap();
+    let row = world.store.windows.get_mut(&name).unwrap();
+    let held_by_second = row.leases[&1].left();
+    // What the first holds is all that is left but for a little.
+    row.limit = row.spent + row.leased + 100;
+    let needed = held_by_second + held / 2;
+    let reserve = Step::Reserve {
+        want: needed,
+        least: needed,
+        frontier: false,
+        ci: false,
+    };
+    world.take(1, reserve.clone());
+    world.round(1, false, false);
+    world.take(1, reserve.clone());
+    assert!(world.nodes[1].running.is_empty());
+    // The first is in use still.
+    let path = world.nodes[0].books.path(&account("other"), None, &[]);
+    let used = world.nodes[0]
+        .books
+        .reserve(path, (money(700), money(700)), NOW)
+        .unwrap()
+        .0;
+    world.nodes[0].books.void(&used);
+    world.round(0, true, false);
+    let kept = team_cell(&mut world.nodes[0]).available().nanos();
+    assert!((1_000..5_000).contains(&kept), "{kept} of {held}");
+    world.round(1, false, false);
+    world.take(1, reserve);
+    assert_eq!(world.nodes[1].running.len(), 1);
+    world.check();
+    // In a while all is forgotten, but for what is free being little.
+    for _ in 0..5 {
+        world.round(0, true, false);
+    }
+    assert!(!team_cell(&mut world.nodes[0]).sizing.needed_elsewhere);
+}
+
+#[test]
+fn the_window_after_is_leased_before_it_begins() {
+    let mut world = rich(3);
+    spend(&mut world, 0, (700, 60));
+    let node = &mut world.nodes[0];
+    let cell = team_cell(node);
+    let (ends_us, ahead_us) = (cell.window.ends_us, 60_000_000);
+    let round = Round {
+        now_us: ends_us - ahead_us / 2,
+        whole: true,
+        exclusive: false,
+        nodes: 3,
+        outage_us: ahead_us,
+    };
+    let asks = node.books.asks(round);
+    let next = asks
+        .iter()
+        .find(|ask| ask.cell.window.starts_us == ends_us && &*ask.cell.budget == "acme/search month");
+    assert!(next.unwrap().want.nanos() > 50_000);
+    let states = world.store.lease(0, &asks, (3, ends_us));
+    world.nodes[0].books.leased(&states);
+    let path = world.nodes[0].books.path(&account("other"), None, &[]);
+    let reserved = world.nodes[0]
+        .books
+        .reserve(path, (money(40_000), money(40_000)), ends_us);
+    assert_eq!(reserved.unwrap().1.nanos() + 40_000, next_slice(&states, ends_us));
+}
+
+fn next_slice(states: &[LeaseState], starts_us: i64) -> i64 {
+    let of = |said: &&LeaseState| {
+        said.cell.window.starts_us == starts_us && &*said.cell.budget == "acme/search month"
+    };
+    states.iter().find(of).unwrap().taken.nanos()
+}
+
+#[test]
+fn credit_is_let_out_once_and_not_kept() {
+    let mut world = World::new(1);
+    spend(&mut world, 0, (10, 2));
+    let node = &mut world.nodes[0];
+    let slice = team_cell(node).available().nanos();
+    node.books.lend(money(500));
+    let reserve = |node: &mut Node, amount| {
+        let path = node.books.path(&account("other"), None, &[]);
+        node.books.reserve(path, (money(amount), money(amount)), NOW)
+    };
+    assert!(reserve(node, slice + 501).is_err());
+    let (transfer, left) = reserve(node, slice + 400).unwrap();
+    assert_eq!(left, money(100));
+    let short = reserve(node, 200).unwrap_err();
+    assert!(short.is_held_here && !short.hopeless);
+    node.books.void(&transfer);
+    let again = reserve(node, slice + 450).unwrap().0;
+    assert!(!reserve(node, slice + 600).unwrap_err().is_held_here);
+    node.books.void(&again);
+    world.store.excess += 500;
+    world.round(0, false, false);
+    world.check();
+    let said = world.store.windows.values().map(|row| row.leased).max().unwrap();
+    assert!(team_cell(&mut world.nodes[0]).available().nanos() <= said);
 }

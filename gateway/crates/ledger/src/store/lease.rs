@@ -9,7 +9,7 @@
 //! therefore written off, not given out: what was left counts as spent until the node comes back with its journal, has
 //! posted what it really spent, and is given the difference.
 
-use super::sql::{Sql, Transaction, Value};
+use super::sql::{Row, Sql, Transaction, Value};
 use super::{Store, StoreError, unread, written};
 use crate::budget::{Budget, Target};
 use crate::settlement::CellName;
@@ -39,6 +39,9 @@ pub(crate) struct LeaseState {
     pub(crate) leased: Money,
 }
 
+/// For so long after it was asked for in vain the others keep no more of a window than they need.
+const NEEDED_US: i64 = 3_000_000;
+
 const LIMIT: &str = "amount + CASE WHEN {now} < increase_until_us THEN increase ELSE 0 END";
 
 static LOCK_NODE: LazyLock<Sql> =
@@ -54,7 +57,8 @@ static TAKE: LazyLock<Sql> = LazyLock::new(|| {
         "CASE WHEN $4 = 0 OR {free} < $5 THEN 0 ELSE {{max}}({{min}}($4, {{max}}($5, {free} / $6)), 0) END"
     );
     Sql::new(&format!(
-        "UPDATE budget_windows SET leased = leased - $3 + {grant}, last_grant = {grant} \
+        "UPDATE budget_windows SET leased = leased - $3 + {grant}, last_grant = {grant}, \
+         needed_us = CASE WHEN $5 > 0 AND {grant} = 0 AND leased > $3 THEN {{now}} ELSE needed_us END \
          WHERE budget = $1 AND starts_us = $2 RETURNING last_grant, {LIMIT}, spent, leased"
     ))
 });
@@ -66,7 +70,7 @@ static SET_TAKEN: LazyLock<Sql> = LazyLock::new(|| {
 });
 pub(super) static BEGIN_WINDOW: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
-        "INSERT INTO budget_windows SELECT id, $2, $3, amount, increase, increase_until_us, $4, 0, 0 FROM budgets WHERE id = $1 \
+        "INSERT INTO budget_windows SELECT id, $2, $3, amount, increase, increase_until_us, $4, 0, 0, 0 FROM budgets WHERE id = $1 \
          ON CONFLICT DO NOTHING",
     )
 });
@@ -104,6 +108,11 @@ static LEASES_OF: LazyLock<Sql> = LazyLock::new(|| {
 static WRITE_OFF: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
         "UPDATE leases SET written_off = written_off + $4, taken = 0, used = 0 WHERE node = $1 AND budget = $2 AND starts_us = $3",
+    )
+});
+static NEEDED: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "SELECT budget, starts_us FROM budget_windows WHERE needed_us > 0 AND needed_us > (SELECT {now} - $1)",
     )
 });
 static MOVE: LazyLock<Sql> = LazyLock::new(|| {
@@ -273,6 +282,17 @@ impl Store {
         let live = live.first().map_or(Ok(1), |row| row.int(0)).map_err(unread)?;
         let lapsed = row.first().map_or(Ok(false), |row| row.flag(0)).map_err(unread)?;
         Ok((u32::try_from(live).unwrap_or(1).max(1), lapsed))
+    }
+
+    /// The windows of which some node was lately refused what others hold.
+    pub(crate) async fn needed(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        let rows = self
+            .pool
+            .fetch(&NEEDED, &[Value::Int(NEEDED_US)])
+            .await
+            .map_err(unread)?;
+        let cell = |row: &Row| Ok((row.text(0)?, row.int(1)?));
+        rows.iter().map(cell).collect::<sqlx::Result<_>>().map_err(unread)
     }
 
     /// This node lives after all: it takes new leases from here on.

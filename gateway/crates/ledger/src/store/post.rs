@@ -64,7 +64,9 @@ static LEASES: Inserts = LazyLock::new(|| {
 static WINDOWS: Inserts = LazyLock::new(|| {
     let tail = "ON CONFLICT (budget, starts_us) DO UPDATE SET spent = budget_windows.spent + excluded.spent, \
                 leased = budget_windows.leased + excluded.leased RETURNING budget, starts_us, spent";
-    inserts("budget_windows", 9, tail)
+    let columns =
+        "budget, starts_us, ends_us, amount, increase, increase_until_us, spent, leased, last_grant";
+    inserts(&format!("budget_windows ({columns})"), 9, tail)
 });
 static HOURS: Inserts = LazyLock::new(|| {
     let sums = [
@@ -131,7 +133,7 @@ impl Store {
         Ok(posted)
     }
 
-    async fn post_in(
+    pub(super) async fn post_in(
         &self,
         transaction: &mut Transaction,
         settlements: &[&Settlement],

@@ -14,9 +14,9 @@ pub(super) struct Sql {
 
 impl Sql {
     /// The same text for both, but for a few words: `{max}` and `{min}` of scalars, `{now}` in microseconds,
-    /// `{lock}` for the rows that a `SELECT` found.
+    /// `{lock}` for the rows that a `SELECT` found, `{skip}` for those of them that nobody else has locked, `{big}` integers.
     pub(super) fn new(text: &str) -> Self {
-        let spelled = |words: [(&str, &str); 4]| {
+        let spelled = |words: [(&str, &str); 6]| {
             let text = words.iter().fold(text.to_owned(), |text, (word, spelling)| {
                 text.replace(word, spelling)
             });
@@ -31,12 +31,16 @@ impl Sql {
                     "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
                 ),
                 ("{lock}", "FOR UPDATE"),
+                ("{skip}", "FOR UPDATE SKIP LOCKED"),
+                ("{big}", "BIGINT"),
             ]),
             sqlite: spelled([
                 ("{max}", "max"),
                 ("{min}", "min"),
                 ("{now}", "CAST(unixepoch('subsec') * 1000000 AS INTEGER)"),
                 ("{lock}", ""),
+                ("{skip}", ""),
+                ("{big}", "INTEGER"),
             ]),
         }
     }
@@ -69,6 +73,7 @@ pub(super) enum Value<'a> {
     Text(&'a str),
     Maybe(Option<&'a str>),
     Id(Uuid),
+    Bytes(Option<&'a [u8]>),
 }
 
 /// What comes out of one, by position.
@@ -95,6 +100,7 @@ impl Row {
     column!(text, String);
     column!(maybe, Option<String>);
     column!(id, Uuid);
+    column!(bytes, Option<Vec<u8>>);
 }
 
 macro_rules! bound {
@@ -107,6 +113,7 @@ macro_rules! bound {
                 Value::Text(value) => query.bind(value),
                 Value::Maybe(value) => query.bind(value),
                 Value::Id(value) => query.bind(value),
+                Value::Bytes(value) => query.bind(value),
             };
         }
         query

@@ -1,5 +1,7 @@
 //! One suite for both stores: what Postgres must do, SQLite must do. Each check gets a store of its own, empty.
 
+mod admin;
+
 use super::*;
 use crate::budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 use crate::crash::estimate;
@@ -146,7 +148,7 @@ async fn a_request_is_posted_once(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 1000);
     store
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     lease(&store, &search, (0, 500, 0), 1).await;
@@ -183,7 +185,7 @@ async fn slices_shrink_and_never_exceed_the_limit(bench: &Bench) {
     let second = Store::open(&database, "n2".into()).await.unwrap();
     let search = budget("search", 1000);
     first
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     // A share of what is free where others may come, all of it where none can.
@@ -206,13 +208,34 @@ async fn slices_shrink_and_never_exceed_the_limit(bench: &Bench) {
     );
 }
 
+async fn who_is_refused_what_others_hold_is_heard(bench: &Bench) {
+    let database = bench.database("needed");
+    let first = Store::open(&database, "n1".into()).await.unwrap();
+    let second = Store::open(&database, "n2".into()).await.unwrap();
+    let search = budget("search", 1000);
+    first
+        .declare_budgets(std::slice::from_ref(&search), change())
+        .await
+        .unwrap();
+    // More than there is, while nobody holds anything: nobody else can help.
+    assert_eq!(lease(&second, &search, (0, 0, 1001), 1).await.taken, Money::ZERO);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&first, &search, (0, 800, 800), 1).await.taken.nanos(), 800);
+    assert_eq!(first.needed().await.unwrap(), []);
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken, Money::ZERO);
+    let name = (search.id.to_string(), cell(&search).window.starts_us);
+    assert_eq!(first.needed().await.unwrap(), [name]);
+    lease(&first, &search, (400, 0, 0), 1).await;
+    assert_eq!(lease(&second, &search, (0, 300, 300), 1).await.taken.nanos(), 300);
+}
+
 async fn many_at_once_never_take_more_than_there_is(bench: &Bench) {
     let database = bench.database("race");
     let search = budget("search", 10_000);
     let mut nodes = tokio::task::JoinSet::new();
     let setup = Store::open(&database, "n0".into()).await.unwrap();
     setup
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     for number in 0..6 {
@@ -248,7 +271,7 @@ async fn a_node_that_is_gone_is_written_off_and_comes_back(bench: &Bench) {
         Store::open(&database, "alive".into()).await.unwrap(),
     );
     let search = budget("search", 1000);
-    dead.put_budgets(std::slice::from_ref(&search), Source::Config, change())
+    dead.declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     assert!(!dead.register().await.unwrap() && !alive.register().await.unwrap());
@@ -295,7 +318,7 @@ async fn what_exceeds_a_lease_is_posted_all_the_same(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 100);
     store
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     lease(&store, &search, (0, 60, 60), 1).await;
@@ -307,7 +330,7 @@ async fn what_exceeds_a_lease_is_posted_all_the_same(bench: &Bench) {
     // The excess is spent, and no part of a later slice.
     let raised = budget("search", 200);
     store
-        .put_budgets(std::slice::from_ref(&raised), Source::Api, change())
+        .declare_budgets(std::slice::from_ref(&raised), change())
         .await
         .unwrap();
     assert_eq!(
@@ -323,7 +346,7 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let old = budget("search", 100);
     store
-        .put_budgets(std::slice::from_ref(&old), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&old), change())
         .await
         .unwrap();
     lease(&store, &old, (0, 0, 0), 1).await;
@@ -334,7 +357,7 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
     let version = store.version().await.unwrap();
     assert_eq!(
         store
-            .put_budgets(std::slice::from_ref(&old), Source::Config, change())
+            .declare_budgets(std::slice::from_ref(&old), change())
             .await
             .unwrap(),
         0
@@ -357,15 +380,15 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
         },
     };
     let new = Budget::new(account("search"), spec);
-    assert_eq!(
-        store
-            .put_budgets(std::slice::from_ref(&new), Source::Api, change())
-            .await
-            .unwrap(),
-        1
-    );
-    let mut kept = store.budgets().await.unwrap();
-    kept.sort_unstable_by_key(|budget| budget.spec.limit);
+    let unknown = store.create_budget(&new, change()).await.unwrap_err();
+    assert!(matches!(unknown, EditError::Missing(_)), "{unknown}");
+    let accounts = [account("search")];
+    store.declare_accounts(&accounts, change()).await.unwrap();
+    store.create_budget(&new, change()).await.unwrap();
+    let everything = Subtree::everything();
+    let mut kept = store.budgets(&everything, "", 10).await.unwrap();
+    kept.sort_unstable_by_key(|stored| stored.budget.spec.limit);
+    let kept: Vec<Budget> = kept.into_iter().map(|stored| stored.budget).collect();
     assert_eq!(kept, [new.clone(), old.clone()]);
     let state = lease(&store, &new, (0, 0, 0), 1).await;
     assert_eq!((state.limit.nanos(), state.spent.nanos()), (75, 15));
@@ -379,21 +402,18 @@ async fn budgets_are_kept_audited_and_begin_with_what_was_spent(bench: &Bench) {
             ..old.spec.clone()
         },
     );
-    store
-        .put_budgets(std::slice::from_ref(&other), Source::Api, change())
-        .await
-        .unwrap();
+    store.create_budget(&other, change()).await.unwrap();
     assert_eq!(lease(&store, &other, (0, 0, 0), 1).await.spent.nanos(), 0);
     // A raise reaches the windows that are open, and what the configuration drops ends; what the API made does not.
     let raised = budget("search", 400);
     store
-        .put_budgets(std::slice::from_ref(&raised), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&raised), change())
         .await
         .unwrap();
     assert_eq!(lease(&store, &raised, (0, 0, 0), 1).await.limit.nanos(), 400);
-    assert_eq!(store.retire_missing(&[], change()).await.unwrap(), 1);
-    assert_eq!(store.budgets().await.unwrap().len(), 2);
-    let audit = store.audit(i64::MAX, 2).await.unwrap();
+    assert_eq!(store.declare_budgets(&[], change()).await.unwrap(), 1);
+    assert_eq!(store.budgets(&everything, "", 10).await.unwrap().len(), 2);
+    let audit = store.audit("acme/search", (i64::MAX, 2)).await.unwrap();
     assert_eq!(
         (audit.len(), audit[0].actor.as_str(), audit[0].subject.as_str()),
         (2, "ann", "budget acme/search total")
@@ -471,7 +491,7 @@ async fn what_was_billed_is_read_whole(bench: &Bench) {
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 1_000_000_000);
     store
-        .put_budgets(std::slice::from_ref(&search), Source::Config, change())
+        .declare_budgets(std::slice::from_ref(&search), change())
         .await
         .unwrap();
     // More than a page of them.
@@ -564,7 +584,9 @@ async fn all(bench: Bench) {
     what_exceeds_a_lease_is_posted_all_the_same(&bench).await;
     budgets_are_kept_audited_and_begin_with_what_was_spent(&bench).await;
     an_alert_is_raised_once(&bench).await;
+    admin::all(&bench).await;
     hours_add_up(&bench).await;
+    who_is_refused_what_others_hold_is_heard(&bench).await;
     what_was_billed_is_read_whole(&bench).await;
     old_rows_end_and_hours_stay(&bench).await;
     a_newer_schema_is_refused(&bench).await;

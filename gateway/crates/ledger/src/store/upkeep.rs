@@ -3,8 +3,8 @@
 //! Hours, budgets, their windows, alerts and the audit trail are kept for good: they are small. In Postgres a day that is
 //! no longer kept is dropped as two tables; in SQLite its rows are deleted.
 
-use super::sql::{Pool, Sql, Transaction};
-use super::{Store, StoreError, unread, written};
+use super::sql::{Pool, Sql, Transaction, Value};
+use super::{Store, StoreError, replies, unread, written};
 use std::sync::LazyLock;
 
 const DAY_US: i64 = 86_400_000_000;
@@ -36,6 +36,9 @@ impl Store {
         let first_kept = keep_days.map(|days| today - i64::from(days));
         let mut transaction = self.pool.begin().await.map_err(written)?;
         transaction.execute(&LEASES, &[]).await.map_err(written)?;
+        let forgotten = [Value::Int(now_us - replies::KEPT_US)];
+        let purged = transaction.execute(&replies::PURGE, &forgotten).await;
+        purged.map_err(written)?;
         match self.pool {
             Pool::Sqlite(_) => {
                 if let Some(day) = first_kept {

@@ -18,12 +18,8 @@ impl Output {
     /// The text that is certain, and whether a stop string came.
     pub(super) fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
-        if let Some(at) = self
-            .stop
-            .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
-            .min()
-        {
+        let found = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str()));
+        if let Some(at) = found.min() {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
@@ -34,11 +30,8 @@ impl Output {
         let starts = self.held.char_indices().map(|(at, _)| at);
         let longest = self.stop.iter().map(String::len).max().unwrap_or(0);
         let from = self.held.len().saturating_sub(longest);
-        let keep = starts
-            .filter(|at| *at >= from)
-            .find(begins)
-            .unwrap_or(self.held.len());
-        let rest = self.held.split_off(keep);
+        let keep = starts.filter(|at| *at >= from).find(begins);
+        let rest = self.held.split_off(keep.unwrap_or(self.held.len()));
         (std::mem::replace(&mut self.held, rest), false)
     }
 

@@ -1,126 +1,271 @@
-//! One request as the engine thread sees it.
+//! One request as the engine thread sees it: from logits to text. Owns its sampler, its form, its thinking and its
+//! clocks; refuses to know blocks and other sequences.
 
+use super::lookup::Lookup;
+use super::metrics::{Metrics, add};
 use super::output::Output;
-use super::{Event, Finish, Request, Sink, Timings, TokenLogprob};
+use super::{Counts, Event, Finish, Order, Sink, Slot, Submission, Timings, TokenLogprob};
+use crate::grammar::Grammar;
 use crate::sample::{Choice, Sampler};
 use crate::text::{Tokenizer, Utf8Stream};
+use crate::think::{Channel, Thinker};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-pub(super) struct Sequence {
-    pub(super) id: u64,
-    /// The prompt and what was produced.
-    pub(super) tokens: Vec<u32>,
-    /// Length of the prompt.
-    pub(super) prompt: usize,
-    /// Tokens whose keys and values are in the cache.
-    pub(super) computed: usize,
-    pub(super) blocks: Vec<u32>,
-    pub(super) cancelled: Arc<AtomicBool>,
-    /// Nobody listens any more.
-    pub(super) abandoned: bool,
-    max_tokens: usize,
-    ignore_eos: bool,
-    wants_logprobs: bool,
-    sampler: Sampler,
-    characters: Utf8Stream,
-    output: Output,
-    sink: Sink,
+/// What a sequence must know of its model.
+pub(super) struct Model<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) eos: &'a [u32],
+    pub(super) context: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Clocks {
     submitted: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
-    cached_tokens: usize,
+    last_token: Option<Instant>,
+}
+
+/// What a step brought.
+pub(super) struct Advance {
+    pub(super) token: u32,
+    pub(super) is_over: bool,
+}
+
+pub(super) struct Sequence {
+    pub(super) id: u64,
+    pub(super) order: Order,
+    pub(super) lookup: Lookup,
+    /// Nobody listens any more.
+    pub(super) abandoned: bool,
+    /// Its share of the time in steps.
+    pub(super) busy: Duration,
+    pub(super) guessed: (usize, usize),
+    counts: Counts,
+    max_tokens: usize,
+    ignore_eos: bool,
+    wants_logprobs: bool,
+    shown: Arc<[u32]>,
+    sampler: Sampler,
+    grammar: Option<Grammar>,
+    thinker: Option<Thinker>,
+    characters: Utf8Stream,
+    output: Output,
+    sink: Sink,
+    clocks: Clocks,
 }
 
 impl Sequence {
-    pub(super) fn new(
-        id: u64,
-        request: Request,
-        sink: Sink,
-        cancelled: Arc<AtomicBool>,
-        submitted: Instant,
-    ) -> Self {
-        Self {
+    /// The sequence, and its prompt's tokens.
+    pub(super) fn new(submission: Submission) -> (Self, Vec<u32>) {
+        let Submission {
             id,
-            prompt: request.tokens.len(),
-            tokens: request.tokens,
-            computed: 0,
-            blocks: Vec::new(),
-            cancelled,
+            request,
+            sink,
+            submitted,
+        } = submission;
+        let sequence = Self {
+            id,
+            order: request.order,
+            lookup: Lookup::default(),
             abandoned: false,
-            max_tokens: request.max_tokens,
+            busy: Duration::ZERO,
+            guessed: (0, 0),
+            counts: Counts {
+                prompt: request.tokens.len(),
+                ..Counts::default()
+            },
+            max_tokens: request.max_tokens.max(1),
             ignore_eos: request.ignore_eos,
             wants_logprobs: request.sampling.logprobs.is_some(),
-            sampler: Sampler::new(request.sampling),
+            shown: request.shown,
+            sampler: Sampler::new(request.sampling, &request.tokens),
+            grammar: request.grammar,
+            thinker: request.thinking.map(Thinker::new),
             characters: Utf8Stream::default(),
             output: Output::new(request.stop),
             sink,
-            submitted,
-            admitted: None,
-            first_token: None,
-            cached_tokens: 0,
-        }
-    }
-
-    /// Tokens produced.
-    pub(super) fn output(&self) -> usize {
-        self.tokens.len() - self.prompt
-    }
-
-    /// It runs from now on, with so many tokens found in the cache.
-    pub(super) fn admitted(&mut self, cached: usize) {
-        if self.admitted.is_none() {
-            self.admitted = Some(Instant::now());
-            self.cached_tokens = cached;
-        }
-    }
-
-    /// Takes the next token; true when the sequence is over.
-    pub(super) fn advance(
-        &mut self,
-        logits: &mut [f32],
-        tokenizer: &Tokenizer,
-        (eos, context): (&[u32], usize),
-    ) -> bool {
-        let choice = self.sampler.choose(logits);
-        self.first_token.get_or_insert_with(Instant::now);
-        let is_end = eos.contains(&choice.token) && !self.ignore_eos;
-        self.tokens.push(choice.token);
-        let text = if tokenizer.is_special(choice.token) {
-            String::new()
-        } else {
-            self.characters.push(tokenizer.decode_token(choice.token))
+            clocks: Clocks {
+                submitted,
+                admitted: None,
+                first_token: None,
+                last_token: None,
+            },
         };
-        let (mut text, stopped) = self.output.push(&text);
-        let is_full = self.output() >= self.max_tokens || self.tokens.len() >= context;
-        let finish = match (is_end || stopped, is_full) {
+        (sequence, request.tokens)
+    }
+
+    /// It runs from now on, with so many tokens found in the cache. True: for the first time.
+    pub(super) fn admitted(&mut self, cached: usize, metrics: &Metrics) -> bool {
+        if self.clocks.admitted.is_some() {
+            return false;
+        }
+        let now = Instant::now();
+        self.clocks.admitted = Some(now);
+        self.counts.cached = cached;
+        metrics.queue.observe(now - self.clocks.submitted);
+        add(&metrics.prefix_queries, self.counts.prompt);
+        add(&metrics.prefix_hits, cached);
+        true
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        match (self.clocks.admitted, self.clocks.first_token) {
+            (None, _) => "queued",
+            (Some(_), None) => "prefill",
+            (Some(_), Some(_)) => "decode",
+        }
+    }
+
+    /// Tokens that may still be produced, after `tokens` in all.
+    pub(super) fn room(&self, tokens: usize, context: usize) -> usize {
+        let wanted = self.max_tokens.saturating_sub(self.counts.output);
+        wanted.min(context.saturating_sub(tokens))
+    }
+
+    /// Chooses the next token and hands out its text.
+    pub(super) fn advance(&mut self, logits: &mut [f32], model: &Model<'_>, metrics: &Metrics) -> Advance {
+        let choice = match self.choose(logits) {
+            Ok(choice) => choice,
+            Err(problem) => {
+                self.emit(Event::Failed(problem));
+                add(&metrics.failed, 1);
+                return Advance {
+                    token: 0,
+                    is_over: true,
+                };
+            }
+        };
+        self.clock(metrics);
+        self.counts.output += 1;
+        let is_end = model.eos.contains(&choice.token) && !self.ignore_eos;
+        let is_form_over = self.grammar.as_ref().is_some_and(Grammar::is_over);
+        let stopped = self.text(&choice, is_end, model.tokenizer);
+        let room = self.room(self.counts.prompt + self.counts.output, model.context);
+        let finish = match (is_end || is_form_over || stopped, room == 0) {
             (true, _) => Some(Finish::Stop),
             (false, true) => Some(Finish::Length),
             (false, false) => None,
         };
-        if finish.is_some() && !stopped {
-            text.push_str(&self.output.finish());
-            text.push_str(&self.characters.finish());
-        }
-        let logprobs = if self.wants_logprobs && !is_end {
-            vec![logprob(&choice, tokenizer)]
-        } else {
-            Vec::new()
-        };
-        if !text.is_empty() || !logprobs.is_empty() {
-            self.emit(Event::Text { text, logprobs });
-        }
         if let Some(finish) = finish {
-            let (prompt_tokens, output_tokens, timings) = (self.prompt, self.output(), self.timings());
-            self.emit(Event::Finished {
-                finish,
-                prompt_tokens,
-                output_tokens,
-                timings,
+            self.finish(finish, stopped, metrics);
+        }
+        Advance {
+            token: choice.token,
+            is_over: finish.is_some() || self.abandoned,
+        }
+    }
+
+    fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, String> {
+        let forced = self.thinker.as_ref().and_then(Thinker::forced);
+        let answers = self.thinker.as_ref().is_none_or(Thinker::is_over);
+        if let Some(token) = forced {
+            return Ok(self.sampler.take(token, logits));
+        }
+        let Some(grammar) = self.grammar.as_mut().filter(|_| answers) else {
+            return Ok(self.sampler.choose(logits));
+        };
+        grammar.mask(logits).map_err(|error| error.to_string())?;
+        let choice = self.sampler.choose(logits);
+        grammar.accept(choice.token).map_err(|error| error.to_string())?;
+        Ok(choice)
+    }
+
+    /// Hands out what is certain with this token. True: a stop string came.
+    fn text(&mut self, choice: &Choice, is_end: bool, tokenizer: &Tokenizer) -> bool {
+        let is_hidden = tokenizer.is_special(choice.token) && !self.shown.contains(&choice.token);
+        let text = match is_hidden {
+            true => String::new(),
+            false => self.characters.push(tokenizer.decode_token(choice.token)),
+        };
+        let pieces = match &mut self.thinker {
+            Some(thinker) => {
+                let pieces = thinker.push(choice.token, &text);
+                self.counts.reasoning = thinker.spent();
+                pieces
+            }
+            None => vec![(Channel::Content, text)],
+        };
+        let mut logprobs = match self.wants_logprobs && !is_end {
+            true => vec![logprob(choice, tokenizer)],
+            false => Vec::new(),
+        };
+        for (channel, text) in pieces {
+            let (text, stopped) = match channel {
+                Channel::Reasoning => (text, false),
+                Channel::Content => self.output.push(&text),
+            };
+            self.emit_text(channel, text, std::mem::take(&mut logprobs));
+            if stopped {
+                return true;
+            }
+        }
+        self.emit_text(Channel::Content, String::new(), logprobs);
+        false
+    }
+
+    fn emit_text(&mut self, channel: Channel, text: String, logprobs: Vec<TokenLogprob>) {
+        if !text.is_empty() || !logprobs.is_empty() {
+            self.emit(Event::Text {
+                channel,
+                text,
+                logprobs,
             });
         }
-        finish.is_some() || self.abandoned
+    }
+
+    fn finish(&mut self, finish: Finish, stopped: bool, metrics: &Metrics) {
+        if !stopped {
+            let rest = self.characters.finish();
+            let mut pieces = match &mut self.thinker {
+                Some(thinker) => thinker.push(u32::MAX, &rest),
+                None => vec![(Channel::Content, rest)],
+            };
+            pieces.extend(self.thinker.as_mut().and_then(Thinker::finish));
+            for (channel, text) in pieces {
+                let text = match channel {
+                    Channel::Reasoning => text,
+                    Channel::Content => self.output.push(&text).0,
+                };
+                self.emit_text(channel, text, Vec::new());
+            }
+            let held = self.output.finish();
+            self.emit_text(Channel::Content, held, Vec::new());
+        }
+        let (counts, timings) = (self.counts, self.timings());
+        self.emit(Event::Finished {
+            finish,
+            counts,
+            timings,
+        });
+        if self.abandoned {
+            return;
+        }
+        let now = Instant::now();
+        match finish {
+            Finish::Stop => add(&metrics.finished_stop, 1),
+            Finish::Length => add(&metrics.finished_length, 1),
+        }
+        metrics.end_to_end.observe(now - self.clocks.submitted);
+        if let Some(first) = self.clocks.first_token {
+            metrics.decode.observe(now - first);
+        }
+    }
+
+    fn clock(&mut self, metrics: &Metrics) {
+        let now = Instant::now();
+        match self.clocks.last_token {
+            Some(last) => metrics.between_tokens.observe(now - last),
+            None => {
+                self.clocks.first_token = Some(now);
+                metrics.first_token.observe(now - self.clocks.submitted);
+                metrics.prefill.observe(now - self.clocks.admitted.unwrap_or(now));
+                add(&metrics.prompt_tokens, self.counts.prompt);
+            }
+        }
+        self.clocks.last_token = Some(now);
+        add(&metrics.output_tokens, 1);
     }
 
     fn emit(&mut self, event: Event) {
@@ -134,28 +279,61 @@ impl Sequence {
             (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64() * 1e3,
             _ => 0.0,
         };
-        let decode_ms = between(self.first_token, Some(Instant::now()));
+        let Clocks {
+            submitted,
+            admitted,
+            first_token,
+            last_token,
+        } = self.clocks;
+        let (prompt_ms, predicted_ms) = (between(admitted, first_token), between(first_token, last_token));
+        let (read, after_first) = (
+            self.counts.prompt - self.counts.cached,
+            self.counts.output.saturating_sub(1),
+        );
+        let per_second = |count: usize, ms: f64| if ms > 0.0 { count as f64 / ms * 1e3 } else { 0.0 };
         Timings {
-            queue_ms: between(Some(self.submitted), self.admitted),
-            prefill_ms: between(self.admitted, self.first_token),
-            first_token_ms: between(Some(self.submitted), self.first_token),
-            decode_ms,
-            per_token_ms: decode_ms / self.output().saturating_sub(1).max(1) as f64,
-            cached_tokens: self.cached_tokens,
+            cache_n: self.counts.cached,
+            prompt_n: read,
+            prompt_ms,
+            prompt_per_second: per_second(read, prompt_ms),
+            predicted_n: self.counts.output,
+            predicted_ms,
+            predicted_per_token_ms: predicted_ms / after_first.max(1) as f64,
+            predicted_per_second: per_second(after_first, predicted_ms),
+            queue_ms: between(Some(submitted), admitted),
+            first_token_ms: between(Some(submitted), first_token),
+            busy_ms: self.busy.as_secs_f64() * 1e3,
+            draft_n: self.guessed.0,
+            draft_n_accepted: self.guessed.1,
+        }
+    }
+
+    /// As it stands, with so many tokens computed.
+    pub(super) fn slot(&self, computed: usize) -> Slot {
+        Slot {
+            id: self.id,
+            tenant: self.order.tenant.clone(),
+            class: match self.order.class {
+                crate::scheduler::Class::Foreground => "foreground",
+                crate::scheduler::Class::Background => "background",
+            },
+            phase: self.phase(),
+            prompt_tokens: self.counts.prompt,
+            computed_tokens: computed,
+            cached_tokens: self.counts.cached,
+            output_tokens: self.counts.output,
+            age_ms: self.clocks.submitted.elapsed().as_millis() as u64,
+            busy_ms: self.busy.as_secs_f64() * 1e3,
         }
     }
 }
 
 fn logprob(choice: &Choice, tokenizer: &Tokenizer) -> TokenLogprob {
     let bytes = |id: u32| tokenizer.decode_token(id).to_vec();
-    let top = choice
-        .top
-        .iter()
-        .map(|(id, logprob)| (bytes(*id), *logprob))
-        .collect();
+    let top = choice.top.iter().map(|(id, logprob)| (bytes(*id), *logprob));
     TokenLogprob {
         bytes: bytes(choice.token),
         logprob: choice.logprob,
-        top,
+        top: top.collect(),
     }
 }

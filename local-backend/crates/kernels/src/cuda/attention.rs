@@ -3,6 +3,7 @@
 use super::batch::{BLOCK, Batch, TILE};
 use super::buffer::Buffer;
 use super::{Args, CudaError, Driver, Ops, check};
+use crate::Pairs;
 use std::sync::Arc;
 
 /// Positions of a split; as in `attention_decode.cu`.
@@ -85,15 +86,6 @@ pub struct QkvExtras<'a> {
     pub epsilon: f32,
 }
 
-/// Which columns of a head turn together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairs {
-    /// 2i and 2i + 1.
-    Neighbours,
-    /// i and i + half a head.
-    Halves,
-}
-
 /// What a query sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
@@ -143,6 +135,14 @@ impl Workspace {
 /// Splits launched for a largest position: a power of two, so that few kinds of graphs are needed.
 fn splits(longest: usize) -> usize {
     (longest / SPLIT + 1).next_power_of_two()
+}
+
+impl Batch {
+    /// Splits that its single queries are launched with.
+    #[must_use]
+    pub fn splits(&self) -> usize {
+        splits(self.longest())
+    }
 }
 
 #[repr(C)]

@@ -3,8 +3,9 @@
 use super::activations::{Activations, Form};
 use super::buffer::Buffer;
 use super::driver::Gemm;
-use super::tiles::{COLS, Kind, Packed, ROWS};
+use super::tiles::{COLS, Kind, Packed, ROWS, pack, weight_block};
 use super::{Args, Batch, CudaError, Driver, Ops, Precision, check};
+use crate::Rows;
 use std::sync::Arc;
 
 /// From so many tokens on, tiles are unpacked to bf16 for the library's GEMM. Guessed from the peak rates of an H100, where the
@@ -70,6 +71,63 @@ impl Matrix {
             columns,
             weights: Weights::Bf16(Buffer::from_slice(driver, bits)?),
         })
+    }
+
+    /// A matrix as a file holds it, or several, one under the other, of the same columns and formats that lie alike (see
+    /// [`Matrix::joins`]). Floats become bf16.
+    ///
+    /// # Errors
+    /// The sizes do not divide into tiles, or there is not so much memory.
+    pub fn from_rows(driver: &Arc<dyn Driver>, parts: &[Rows<'_>]) -> Result<Self, CudaError> {
+        let Some(first) = parts.first() else {
+            return Err(CudaError::Shape("a matrix of nothing".into()));
+        };
+        let columns = first.columns;
+        check(
+            parts.windows(2).all(|pair| Self::joins(&pair[0], &pair[1])),
+            || "matrices that do not lie alike".into(),
+        )?;
+        for part in parts {
+            check(
+                part.data.len() == part.rows * part.format.row_bytes(columns),
+                || {
+                    format!(
+                        "{} bytes are no {} by {columns} weights",
+                        part.data.len(),
+                        part.rows
+                    )
+                },
+            )?;
+        }
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let Some(kind) = Kind::of(first.format) else {
+            let mut bits = Vec::with_capacity(rows * columns);
+            let mut floats = vec![0.0; columns];
+            for part in parts {
+                for row in part.data.chunks_exact(part.format.row_bytes(columns)) {
+                    part.format.dequantize(row, &mut floats);
+                    bits.extend(floats.iter().map(|value| half::bf16::from_f32(*value).to_bits()));
+                }
+            }
+            return Self::from_bf16(driver, (rows, columns), &bits);
+        };
+        let packed = pack(kind, (rows, columns), &|row, block| {
+            let mut row = row;
+            for part in parts {
+                if row < part.rows {
+                    return weight_block(part, row, block);
+                }
+                row -= part.rows;
+            }
+            weight_block(first, 0, block)
+        })?;
+        Self::from_packed(driver, &packed)
+    }
+
+    /// Whether two matrices may be made one.
+    #[must_use]
+    pub fn joins(a: &Rows<'_>, b: &Rows<'_>) -> bool {
+        a.columns == b.columns && Kind::of(a.format) == Kind::of(b.format)
     }
 
     /// Made-up weights, for measuring speed: `None` is bf16.

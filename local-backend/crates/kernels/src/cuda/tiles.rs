@@ -1,6 +1,7 @@
 //! Quantized weights as the kernels take them; the layout is told in `cuda/prelude.cuh`.
 
 use super::CudaError;
+use crate::{Format, Rows};
 use half::f16;
 
 pub(super) const ROWS: usize = 16;
@@ -27,6 +28,17 @@ impl Kind {
         }
     }
 
+    /// The layout that holds a format's weights, if it is a quantized one.
+    #[must_use]
+    pub const fn of(format: Format) -> Option<Self> {
+        match format {
+            Format::Q4_0 | Format::Q4_1 | Format::Q4K => Some(Self::W4),
+            Format::Q5_0 | Format::Q5_1 | Format::Q5K | Format::Q8_0 => Some(Self::W8),
+            Format::Q6K => Some(Self::W8x16),
+            Format::F16 | Format::Bf16 | Format::F32 => None,
+        }
+    }
+
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::W4 => "w4",
@@ -42,6 +54,19 @@ pub struct WeightBlock {
     pub quants: [i16; COLS],
     pub scales: [f32; 2],
     pub minimum: f32,
+}
+
+/// The 32 weights at block `block` of row `row`.
+pub(super) fn weight_block(rows: &Rows<'_>, row: usize, block: usize) -> WeightBlock {
+    let bytes = rows.format.row_bytes(rows.columns);
+    let block = rows
+        .format
+        .block(&rows.data[row * bytes..(row + 1) * bytes], block);
+    WeightBlock {
+        quants: block.quants.map(|quant| i16::from(quant) - i16::from(block.zero)),
+        scales: block.scales,
+        minimum: block.minimum,
+    }
 }
 
 /// A packed matrix, still on the host.

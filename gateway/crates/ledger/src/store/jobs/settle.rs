@@ -1,0 +1,222 @@
+//! The ends of items, with their money; the ends of jobs; and who is to be told.
+
+use super::row::{JOB, job};
+use super::sql;
+use crate::jobs::{Escrow, ItemEnd, Job, Jobs, lessee};
+use crate::settlement::{Post, Settlement};
+use crate::store::sql::{Row, Sql, Transaction, Value};
+use crate::store::{Store, StoreError, unread, written};
+use exchange::{Money, Record};
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+sql!(
+    END,
+    "UPDATE job_items SET state = $3, way = CASE WHEN $4 = '' THEN way ELSE $4 END, rescue = rescue OR $5, status = $6, \
+     problem = $7, output = $8, charge = charge + $9, saved = saved + $10, request = $11, pack = CASE WHEN $3 = 'queued' THEN '' ELSE pack END, \
+     lease_us = 0, ready_us = {now}, \
+     ended_us = CASE WHEN $3 = 'queued' THEN 0 ELSE {now} END \
+     WHERE job = $1 AND number = $2 AND state IN ('packed', 'submitted') RETURNING deployment, held"
+);
+sql!(
+    HOLD_NOTHING,
+    "UPDATE job_items SET held = 0 WHERE job = $1 AND number = $2"
+);
+sql!(
+    GIVE_BACK,
+    "UPDATE leases SET taken = taken - $4 WHERE node = $1 AND budget = $2 AND starts_us = $3 AND taken - used >= $4"
+);
+sql!(
+    GIVE_BACK_WINDOW,
+    "UPDATE budget_windows SET leased = leased - $3 WHERE budget = $1 AND starts_us = $2"
+);
+sql!(
+    FINISHED,
+    "UPDATE jobs SET state = 'ended', ended_us = {now}, hook_us = CASE WHEN webhook = '' THEN 0 ELSE 1 END \
+     WHERE state IN ('running', 'cancelling') AND NOT EXISTS (SELECT 1 FROM job_items i WHERE i.job = jobs.id \
+     AND i.state IN ('queued', 'packed', 'submitted')) RETURNING id"
+);
+// Begun long ago and not running: whoever began it is gone.
+sql!(
+    ABANDONED,
+    "UPDATE jobs SET state = 'failed', ended_us = {now}, problem = 'the gateway ended while it was being made' \
+     WHERE state IN ('starting', 'receiving') AND created_us < {now} - $1 RETURNING id"
+);
+sql!(
+    LEFT_OVER,
+    "SELECT DISTINCT jobs.id FROM jobs JOIN leases ON leases.node = 'job/' || jobs.id WHERE jobs.state IN ('ended', 'failed')"
+);
+sql!(
+    HOOKS,
+    format!(
+        "UPDATE jobs SET hook_us = {{now}} + $1, hook_tries = hook_tries + 1 WHERE id = (SELECT id FROM jobs WHERE hook_us > 0 \
+         AND hook_us <= {{now}} ORDER BY hook_us LIMIT 1 {{skip}}) RETURNING {JOB}, hook_tries"
+    )
+);
+sql!(HOOKED, "UPDATE jobs SET hook_us = $2 WHERE id = $1");
+sql!(
+    RESCUE,
+    "UPDATE job_items SET ready_us = {now}, way = 'standard', rescue = $2 WHERE job = $1 AND state = 'queued' AND way = 'batch' RETURNING number"
+);
+
+impl Jobs {
+    /// Ends items, or puts them back, each once: an item that has ended already is left alone, and so is its money. What
+    /// belongs to one job is done in one transaction. Returns how many were changed.
+    ///
+    /// # Errors
+    /// The store cannot be written, as for the methods below. What was done is done; all of it may be sent again.
+    pub async fn settle(&self, ends: &[ItemEnd]) -> Result<usize, StoreError> {
+        let mut by_job: BTreeMap<&str, Vec<&ItemEnd>> = BTreeMap::new();
+        for end in ends {
+            by_job.entry(&end.job).or_default().push(end);
+        }
+        let mut changed = 0;
+        for (job, ends) in by_job {
+            let escrows = self.store.escrows(job).await?;
+            let mut transaction = self.store.pool.begin().await.map_err(written)?;
+            let lessee = self.store.as_node(lessee(job));
+            let (mut settlements, mut free) = (Vec::new(), BTreeMap::<String, i64>::new());
+            for end in ends {
+                let Some((deployment, held)) = end_item(&mut transaction, end).await.map_err(written)? else {
+                    continue;
+                };
+                changed += 1;
+                if let Some(record) = &end.record {
+                    settlements.push(settlement(record, held, &deployment, &escrows));
+                } else if end.rescue && end.state == "queued" {
+                    *free.entry(deployment).or_default() += held.nanos();
+                    let id = [Value::Text(job), Value::Int(end.number)];
+                    transaction.execute(&HOLD_NOTHING, &id).await.map_err(written)?;
+                }
+            }
+            let all: Vec<&Settlement> = settlements.iter().collect();
+            lessee.post_in(&mut transaction, &all).await.map_err(written)?;
+            for (deployment, amount) in free {
+                lessee
+                    .give_back(&mut transaction, (&deployment, amount), &escrows)
+                    .await
+                    .map_err(written)?;
+            }
+            transaction.commit().await.map_err(written)?;
+        }
+        self.ledger.look_again();
+        Ok(changed)
+    }
+
+    /// Ends jobs whose items have all ended; returns their ids.
+    pub async fn finish(&self) -> Result<Vec<String>, StoreError> {
+        let rows = self.store.pool.fetch(&FINISHED, &[]).await.map_err(written)?;
+        rows.iter()
+            .map(|row| row.text(0))
+            .collect::<sqlx::Result<_>>()
+            .map_err(unread)
+    }
+
+    /// Jobs that are over and still hold money, those among them that were never begun.
+    pub async fn left_over(&self, abandoned_us: i64) -> Result<Vec<String>, StoreError> {
+        self.store
+            .pool
+            .fetch(&ABANDONED, &[Value::Int(abandoned_us)])
+            .await
+            .map_err(written)?;
+        let rows = self.store.pool.fetch(&LEFT_OVER, &[]).await.map_err(unread)?;
+        rows.iter()
+            .map(|row| row.text(0))
+            .collect::<sqlx::Result<_>>()
+            .map_err(unread)
+    }
+
+    /// A job of whose end someone is to be told, and how often that was tried with this time.
+    pub async fn hook(&self, again_us: i64) -> Result<Option<(Job, i64)>, StoreError> {
+        let rows = self
+            .store
+            .pool
+            .fetch(&HOOKS, &[Value::Int(again_us)])
+            .await
+            .map_err(written)?;
+        let read = |row| Ok((job(row)?, Row::int(row, 23)?));
+        rows.first()
+            .map(read)
+            .transpose()
+            .map_err(|error: sqlx::Error| unread(error))
+    }
+
+    /// Told, or given up, at 0; else to be tried again then.
+    pub async fn hooked(&self, job: &str, again_us: i64) -> Result<(), StoreError> {
+        let values = [Value::Text(job), Value::Int(again_us)];
+        self.store
+            .pool
+            .fetch(&HOOKED, &values)
+            .await
+            .map(drop)
+            .map_err(written)
+    }
+
+    /// Items of a job that wait for a batch are answered by the synchronous tier instead; returns how many.
+    pub async fn rescue(&self, job: &str) -> Result<usize, StoreError> {
+        let values = [Value::Text(job), Value::Bool(true)];
+        let rows = self.store.pool.fetch(&RESCUE, &values).await.map_err(written)?;
+        Ok(rows.len())
+    }
+}
+
+async fn end_item(transaction: &mut Transaction, end: &ItemEnd) -> sqlx::Result<Option<(String, Money)>> {
+    let request = end.request.map(|request| request.to_string()).unwrap_or_default();
+    let values = [
+        Value::Text(&end.job),
+        Value::Int(end.number),
+        Value::Text(end.state),
+        Value::Text(end.way.unwrap_or_default()),
+        Value::Bool(end.rescue),
+        Value::Int(end.status),
+        Value::Text(&end.problem),
+        Value::Bytes(end.output.as_deref()),
+        Value::Int(end.charge.nanos()),
+        Value::Int(end.saved.nanos()),
+        Value::Text(&request),
+    ];
+    let rows = transaction.fetch(&END, &values).await?;
+    let row = rows.first();
+    row.map(|row| Ok((row.text(0)?, Money::from_nanos(row.int(1)?))))
+        .transpose()
+}
+
+fn settlement(record: &Record, held: Money, deployment: &str, escrows: &[Escrow]) -> Settlement {
+    let amount = record.total();
+    let cells = escrows.iter().filter(|escrow| escrow.deployment == deployment);
+    let posts = cells.flat_map(|escrow| &escrow.cells).map(|cell| Post {
+        cell: cell.clone(),
+        amount,
+    });
+    Settlement {
+        record: record.clone(),
+        held,
+        late: false,
+        posts: if amount.is_zero() {
+            smallvec::SmallVec::new()
+        } else {
+            posts.collect()
+        },
+    }
+}
+
+impl Store {
+    /// What was held for items that are now paid for elsewhere.
+    async fn give_back(
+        &self,
+        transaction: &mut Transaction,
+        (deployment, amount): (&str, i64),
+        escrows: &[Escrow],
+    ) -> sqlx::Result<()> {
+        let cells = escrows.iter().filter(|escrow| escrow.deployment == deployment);
+        for cell in cells.flat_map(|escrow| &escrow.cells) {
+            let (budget, starts) = (Value::Text(&cell.budget), Value::Int(cell.window.starts_us));
+            let values = [Value::Text(self.node()), budget, starts, Value::Int(amount)];
+            if transaction.execute(&GIVE_BACK, &values).await? > 0 {
+                let values = [budget, starts, Value::Int(amount)];
+                transaction.execute(&GIVE_BACK_WINDOW, &values).await?;
+            }
+        }
+        Ok(())
+    }
+}

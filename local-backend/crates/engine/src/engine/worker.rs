@@ -1,0 +1,259 @@
+//! The one engine thread: word from callers, a plan, a step, its tokens; over and over.
+
+use super::board::Board;
+use super::metrics::add;
+use super::sequence::{Model, Sequence};
+use super::{Command, Settings, Shared, Speculation, Submission};
+use crate::backend::{Backend, Row, StepEnd};
+use crate::scheduler::{Class, Job, Part, Plan, Scheduler};
+use crate::text::Tokenizer;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// How often an idle engine shows that it lives.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// How long to wait where requests are there and none can run.
+const STUCK: Duration = Duration::from_millis(1);
+
+pub(super) struct Worker {
+    backend: Box<dyn Backend>,
+    tokenizer: Arc<Tokenizer>,
+    shared: Arc<Shared>,
+    commands: Receiver<Command>,
+    settings: Settings,
+    scheduler: Scheduler,
+    sequences: HashMap<u64, Sequence>,
+    logits: Vec<f32>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        (backend, tokenizer): (Box<dyn Backend>, Arc<Tokenizer>),
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
+        settings: Settings,
+    ) -> Self {
+        let blocks = shared.metrics.blocks_total.load(Ordering::Relaxed) as usize;
+        Self {
+            backend,
+            tokenizer,
+            shared,
+            commands,
+            settings,
+            scheduler: Scheduler::new(blocks, settings.limits),
+            sequences: HashMap::new(),
+            logits: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(mut self, context: usize) {
+        while self.receive() {
+            self.drop_left();
+            let plan = self.scheduler.plan();
+            self.note(&plan);
+            if !plan.parts.is_empty() {
+                self.step(&plan, context);
+            } else if !self.sequences.is_empty() {
+                std::thread::sleep(STUCK);
+            }
+            self.show();
+        }
+    }
+
+    /// Takes what there is; waits a moment where there is nothing to do. False when the engine was dropped.
+    fn receive(&mut self) -> bool {
+        if self.sequences.is_empty() {
+            match self.commands.recv_timeout(HEARTBEAT) {
+                Ok(command) => self.take(command),
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.take(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.submit(*submission),
+            Command::Slots(tell) => {
+                let mut slots: Vec<_> = self
+                    .sequences
+                    .values()
+                    .map(|sequence| sequence.slot(self.scheduler.computed_tokens(sequence.id)))
+                    .collect();
+                slots.sort_by_key(|slot| slot.id);
+                tell(slots);
+            }
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let (sequence, tokens) = Sequence::new(submission);
+        let now = self.shared.started.elapsed();
+        let order = &sequence.order;
+        self.scheduler.submit(Job {
+            id: sequence.id,
+            tenant: order.tenant.clone(),
+            weight: order.weight,
+            class: order.class,
+            priority: order.priority,
+            deadline: order.deadline.map(|left| now + left),
+            tokens,
+        });
+        self.sequences.insert(sequence.id, sequence);
+        // Seen as soon as it is here, so that whoever asks whether the engine is idle is told the truth.
+        self.show();
+    }
+
+    fn drop_left(&mut self) {
+        for (id, when) in self.shared.board.take_left() {
+            let Some(sequence) = self.sequences.get(&id) else {
+                continue;
+            };
+            let metrics = &self.shared.metrics;
+            match sequence.phase() {
+                "queued" => add(&metrics.cancelled_queued, 1),
+                "prefill" => add(&metrics.cancelled_prefill, 1),
+                _ => add(&metrics.cancelled_decode, 1),
+            }
+            metrics.cancel.observe(when.elapsed());
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.scheduler.remove(id);
+        if let Some(sequence) = self.sequences.remove(&id)
+            && sequence.phase() == "queued"
+        {
+            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn note(&mut self, plan: &Plan) {
+        let metrics = &self.shared.metrics;
+        add(&metrics.preempted, plan.preempted);
+        for (id, cached) in &plan.admitted {
+            if let Some(sequence) = self.sequences.get_mut(id)
+                && sequence.admitted(*cached, metrics)
+            {
+                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        self.show();
+    }
+
+    fn step(&mut self, plan: &Plan, context: usize) {
+        let mut rows: Vec<Row<'_>> = Vec::with_capacity(plan.parts.len());
+        for part in &plan.parts {
+            for at in 0..=part.guesses {
+                let Some((tokens, first, blocks)) = self.scheduler.row(part, at) else {
+                    continue;
+                };
+                rows.push(Row {
+                    tokens,
+                    first,
+                    blocks,
+                    wants_logits: part.is_last,
+                });
+            }
+        }
+        let board: &Board = &self.shared.board;
+        if !board.begin(plan.parts.iter().map(|part| part.id), plan.class) {
+            return;
+        }
+        let started = Instant::now();
+        let ended = self.backend.step(&rows, board.abort(), &mut self.logits);
+        board.end();
+        let took = started.elapsed();
+        let metrics = &self.shared.metrics;
+        add(&metrics.busy_us, took.as_micros() as usize);
+        if plan.class == Class::Background {
+            add(&metrics.background_us, took.as_micros() as usize);
+        }
+        if ended == StepEnd::Aborted {
+            add(&metrics.aborted_steps, 1);
+            return;
+        }
+        add(&metrics.steps, 1);
+        metrics.step.observe(took);
+        metrics
+            .longest_step_us
+            .fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+        let shares = self.scheduler.ran(plan, took);
+        let mut logits = std::mem::take(&mut self.logits);
+        let mut rest = logits.as_mut_slice();
+        for (part, share) in plan.parts.iter().zip(shares) {
+            let rows = if part.is_last { 1 + part.guesses } else { 0 };
+            let (mine, others) = rest.split_at_mut(rows * self.backend.info().vocabulary);
+            self.part(part, share, mine, context);
+            rest = others;
+        }
+        self.logits = logits;
+    }
+
+    /// Chooses a part's next tokens: one, and one more for each guess that was right.
+    fn part(&mut self, part: &Part, share: Duration, logits: &mut [f32], context: usize) {
+        let Some(sequence) = self.sequences.get_mut(&part.id) else {
+            return;
+        };
+        sequence.busy += share;
+        let info = self.backend.info();
+        let model = Model {
+            tokenizer: &self.tokenizer,
+            eos: &info.eos,
+            context,
+        };
+        let (mut chosen, mut is_over) = (Vec::new(), false);
+        for (at, logits) in logits.chunks_exact_mut(info.vocabulary).enumerate() {
+            let advance = sequence.advance(logits, &model, &self.shared.metrics);
+            chosen.push(advance.token);
+            is_over = advance.is_over;
+            let next = self.scheduler.row(part, at + 1).map(|(tokens, ..)| tokens[0]);
+            if is_over || next != Some(advance.token) {
+                break;
+            }
+        }
+        self.scheduler.computed(part, &chosen);
+        if !chosen.is_empty() {
+            let right = chosen.len() - 1;
+            sequence.lookup.learn(part.guesses, right);
+            sequence.guessed = (sequence.guessed.0 + part.guesses, sequence.guessed.1 + right);
+            add(&self.shared.metrics.guessed, part.guesses);
+            add(&self.shared.metrics.guessed_right, right);
+        }
+        if is_over {
+            if sequence.abandoned {
+                add(&self.shared.metrics.cancelled_decode, 1);
+            }
+            self.forget(part.id);
+        } else if part.is_last && self.settings.speculation == Speculation::PromptLookup {
+            let tokens = self.scheduler.tokens(part.id);
+            // The token after the guesses is chosen too.
+            let room = sequence.room(tokens.len(), context).saturating_sub(1);
+            let guesses = sequence.lookup.guess(tokens, room);
+            self.scheduler.guess(part.id, guesses);
+        }
+    }
+
+    fn show(&self) {
+        let metrics = &self.shared.metrics;
+        let ((running, _), blocks) = (self.scheduler.counts(), self.scheduler.blocks());
+        metrics.running.store(running as u64, Ordering::Release);
+        let waiting = self.sequences.len().saturating_sub(running) as u64;
+        metrics.waiting.store(waiting, Ordering::Relaxed);
+        let used = (blocks.total() - blocks.free()) as u64;
+        metrics.blocks_used.store(used, Ordering::Relaxed);
+        let alive = self.shared.started.elapsed().as_millis() as u64;
+        metrics.heartbeat_ms.store(alive, Ordering::Relaxed);
+    }
+}

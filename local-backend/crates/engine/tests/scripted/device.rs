@@ -1,0 +1,160 @@
+//! A device for tests: its cache holds the tokens themselves, so that a wrong block or a block that somebody else wrote
+//! shows in the next answer.
+
+use engine::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
+use engine::text::{Scheme, TokenKind, Tokenizer, Vocabulary};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Tokens below are bytes; from here on come the end, `<think>` and `</think>`.
+pub(crate) const SPECIAL: u32 = 256;
+const VOCABULARY: usize = 259;
+
+/// GPT-2's way to write bytes.
+fn byte_characters() -> Vec<String> {
+    let mut next = 256;
+    let character = |byte: u8| match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+        _ => {
+            next += 1;
+            char::from_u32(next - 1).unwrap()
+        }
+    };
+    (0..=255u8).map(character).map(String::from).collect()
+}
+
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    let mut tokens = byte_characters();
+    tokens.extend(["<end>", "<think>", "</think>"].map(String::from));
+    let mut vocabulary = Vocabulary::new(Scheme::ByteLevel, tokens);
+    vocabulary.pre = "smollm".into();
+    vocabulary.kinds[256..].fill(TokenKind::Control);
+    Arc::new(Tokenizer::new(vocabulary).unwrap())
+}
+
+/// What it answers.
+enum Mind {
+    /// The next token depends on all before it.
+    Random,
+    /// This text after the prompt, whatever that was; then the end.
+    Script(Vec<u32>),
+}
+
+pub(crate) struct Device {
+    info: ModelInfo,
+    mind: Mind,
+    layers: (usize, Duration),
+    /// The token at each place of each block.
+    cache: Vec<Option<u32>>,
+}
+
+impl Device {
+    pub(crate) fn random() -> Self {
+        Self::of(Mind::Random)
+    }
+
+    pub(crate) fn script(text: String) -> Self {
+        Self::of(Mind::Script(tokenizer().encode(&text, true)))
+    }
+
+    /// So many layers, each of which takes so long.
+    pub(crate) fn layers(mut self, count: usize, each: Duration) -> Self {
+        self.layers = (count, each);
+        self
+    }
+
+    fn of(mind: Mind) -> Self {
+        let info = ModelInfo {
+            name: "scripted".into(),
+            architecture: "none".into(),
+            context_tokens: 4096,
+            vocabulary: VOCABULARY,
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 1,
+            bytes: 0,
+            bos: None,
+            add_bos: false,
+            eos: vec![SPECIAL],
+            generates: true,
+            embeds: false,
+            embedding_width: 0,
+            kv_bytes: 4,
+        };
+        Self {
+            info,
+            mind,
+            layers: (1, Duration::ZERO),
+            cache: Vec::new(),
+        }
+    }
+
+    fn place(row: &Row<'_>, position: usize) -> usize {
+        row.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
+    }
+
+    fn next(&self, history: &[u32], out: &mut [f32]) {
+        match &self.mind {
+            Mind::Random => {
+                let hash = history.iter().fold(7u64, |hash, token| {
+                    (hash ^ u64::from(*token))
+                        .wrapping_mul(0x100_0000_01b3)
+                        .rotate_left(23)
+                });
+                out[32 + (hash % 90) as usize] = 5.0;
+                out[32 + (hash / 90 % 90) as usize] += 3.0;
+            }
+            Mind::Script(script) => {
+                // How much of the script the history ends with is how far it has come; the prompt is no part of it.
+                let come = (0..=script.len().min(history.len()))
+                    .rev()
+                    .find(|come| history.ends_with(&script[..*come]))
+                    .unwrap_or(0);
+                let next = script.get(come).copied().unwrap_or(SPECIAL);
+                out[next as usize] = 12.0;
+            }
+        }
+    }
+}
+
+impl Backend for Device {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn allocate(&mut self, blocks: usize) -> Result<(), AllocateError> {
+        self.cache = vec![None; blocks * BLOCK_TOKENS];
+        Ok(())
+    }
+
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
+        logits.clear();
+        for _ in 0..self.layers.0 {
+            if abort.load(Ordering::Relaxed) {
+                return StepEnd::Aborted;
+            }
+            if !self.layers.1.is_zero() {
+                std::thread::sleep(self.layers.1);
+            }
+        }
+        // All rows are stored before any is read, as a layer does it.
+        for row in rows {
+            for (at, token) in row.tokens.iter().enumerate() {
+                self.cache[Self::place(row, row.first + at)] = Some(*token);
+            }
+        }
+        for row in rows.iter().filter(|row| row.wants_logits) {
+            let end = row.first + row.tokens.len();
+            let history: Vec<u32> = (0..end)
+                .map(|position| {
+                    self.cache[Self::place(row, position)].expect("a place that was never computed")
+                })
+                .collect();
+            let start = logits.len();
+            logits.resize(start + VOCABULARY, 0.0);
+            self.next(&history, &mut logits[start..]);
+        }
+        StepEnd::Done
+    }
+}
