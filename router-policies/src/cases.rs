@@ -7,6 +7,7 @@ use crate::decide::{Ask, NoRoute};
 use crate::document::{self, DocumentErrors};
 use crate::estimates::Estimates;
 use crate::policy::{Dollars, Policy, Situation, ThinkingWish};
+use crate::predict::Predictor;
 use exchange::{
     AccountPath, Conversation, Decision, Dialect, Envelope, Facts, Grants, LatencyTier, Money, Profile,
     Reason, RefusalKind, Surface, Thinking, ThinkingNote, Trace, ValueTier,
@@ -14,7 +15,7 @@ use exchange::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A file of cases.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -44,6 +45,8 @@ pub struct Given {
     pub workflow: Option<String>,
     pub labels: BTreeMap<String, String>,
     pub stream: bool,
+    /// The caller's last words, for policies that ask the predictor. Never recorded.
+    pub prompt: Option<String>,
     pub input_tokens: u64,
     pub max_output_tokens: Option<u64>,
     pub turns: u32,
@@ -96,6 +99,7 @@ impl Default for Given {
             workflow: None,
             labels: BTreeMap::new(),
             stream: true,
+            prompt: None,
             input_tokens: 200,
             max_output_tokens: None,
             turns: 1,
@@ -338,7 +342,7 @@ impl Given {
             },
             offers: &offers,
             conversation: conversation.as_ref(),
-            estimates: &Estimates::default(),
+            estimates: &self.estimates(policy, (&profile, &facts)),
             envelope: Envelope {
                 granted: self.granted.map_or(plenty, |Dollars(money)| money),
                 remaining: left,
@@ -347,6 +351,16 @@ impl Given {
             seed: self.seed,
         });
         Outcome { profile, decided }
+    }
+
+    /// What the shipped predictor says of the prompt, where the policy asks it.
+    fn estimates(&self, policy: &Policy, (profile, facts): (&Profile, &Facts)) -> Estimates {
+        static SHIPPED: OnceLock<Option<Predictor>> = OnceLock::new();
+        let asked = self.prompt.as_ref().filter(|_| policy.predicts(profile, facts));
+        let predictor = || SHIPPED.get_or_init(|| Predictor::shipped().ok()).as_ref();
+        asked
+            .and_then(|prompt| Some(Estimates::predicted(predictor()?, prompt).0))
+            .unwrap_or_default()
     }
 
     /// The facts of the request.

@@ -382,6 +382,18 @@ impl<'a> Ruling<'a> {
             let weight = self.price_weight as f64 / 1000.0;
             notes.push(format!("the budget is thin: a dollar weighs {weight:.2}").into());
         }
+        let estimates = self.ask.estimates;
+        let least = self.policy.document.objective.familiarity;
+        if estimates.is_predicted()
+            && estimates.familiarity < least
+            && self.policy.predicts(self.ask.profile, self.ask.facts)
+        {
+            let familiarity = estimates.familiarity;
+            let note = format!(
+                "the prompt is unfamiliar ({familiarity:.2} of {least}): decided as if nothing were predicted"
+            );
+            notes.push(note.into());
+        }
         notes
     }
 

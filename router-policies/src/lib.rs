@@ -20,13 +20,14 @@ pub mod predict;
 mod quote;
 mod replay;
 mod table;
+pub mod tool;
 
 pub use cases::{Case, CaseFailure, Cases, Given, Outcome};
 pub use condition::{Condition, Range, When};
 pub use decide::{Ask, NoRoute};
 pub use diff::{Diff, Move, Place, diff};
 pub use document::{DocumentError, DocumentErrors};
-pub use estimates::{Estimate, Estimates, ThinkingGain};
+pub use estimates::{Estimate, Estimates, Predicted, ThinkingGain};
 pub use exchange::EstimateSource;
 pub use explain::{explain, trace_table};
 pub use lint::{Finding, Inversion, Inversions, Priced, Report, Severity, Standing, lint};
@@ -35,4 +36,6 @@ pub use policy::{
     PolicyDocument, Quality, ReferencePrice, Route, Situation, Speed, Spelling, Split, Step, TeamLayer,
     TeamsDocument, ThinBudget, ThinkingAbility, ThinkingRule, ThinkingWish, ValueLevel, ValueRule, Workflow,
 };
-pub use replay::{Comparison, Decided, Flip, Interval, Recorded, Replay, Side, Summary, replay};
+pub use replay::{
+    Comparison, Decided, Flip, Interval, Recorded, RecordedOutcome, Replay, Replaying, Side, Summary, replay,
+};

@@ -223,8 +223,14 @@ impl Linter<'_> {
                 .values()
                 .any(|quality| quality.thinking.values().any(|gain| *gain > 0.0))
         });
-        for (position, rule) in self.policy.document.thinking.iter().enumerate() {
-            if rule.level == Some(ThinkingWish::ByGain) && !knows_gain {
+        let document = &self.policy.document;
+        let predicts = document.objective.predict
+            || document
+                .workflows
+                .iter()
+                .any(|workflow| workflow.predict == Some(true));
+        for (position, rule) in document.thinking.iter().enumerate() {
+            if rule.level == Some(ThinkingWish::ByGain) && !knows_gain && !predicts {
                 self.add(
                     (Severity::Warning, "unknown_gain"),
                     format!("thinking[{position}]"),
@@ -232,7 +238,7 @@ impl Linter<'_> {
                         "`{}` asks for thinking by its gain, and no deployment says what it gains",
                         rule.name
                     ),
-                    "add `thinking: {medium: 0.1}` to a `quality`, or wait for outcomes to tell",
+                    "add `thinking: {medium: 0.1}` to a `quality`, or `predict: true` to the workflow",
                 );
             }
         }
@@ -253,6 +259,22 @@ impl Linter<'_> {
                 let problem = format!("nobody who may serve `{}` meets {what}", standing.workflow);
                 let hint = "allow a deployment that does, or promise less";
                 self.add((Severity::Error, "infeasible_service_level"), path, problem, hint);
+            }
+            let workflow = self.policy.document.workflows.get(standing.position);
+            let is_asked = workflow.and_then(|workflow| workflow.predict) == Some(true);
+            if is_asked && standing.choices == 1 && standing.thinking.is_none() {
+                let path = format!("workflows[{}].predict", standing.position);
+                let problem = format!(
+                    "`{}` asks the predictor, and only one deployment may serve it",
+                    standing.workflow
+                );
+                let hint = "allow a second one, or take `predict` out: it costs 0.1 ms a request";
+                self.add(
+                    (Severity::Warning, "prediction_without_choice"),
+                    path,
+                    problem,
+                    hint,
+                );
             }
         }
     }

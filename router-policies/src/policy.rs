@@ -21,7 +21,7 @@ pub use scalars::{Dollars, Quality, Step, ThinkingWish};
 use crate::ability::Ability;
 use crate::condition::{Scene, Test};
 use crate::document::DocumentErrors;
-use crate::estimates::Estimate;
+use crate::estimates::{Estimate, Estimates};
 use exchange::{
     AccountPath, BackendClass, Facts, LatencyTier, Money, Profile, Rate, ThinkingGrant, ThinkingLevel,
     ValueTier, Worth,
@@ -286,6 +286,54 @@ impl Policy {
         };
         let own = task.and_then(|task| model.quality.get(task));
         *own.unwrap_or(&model.default_quality)
+    }
+
+    /// Whether the predictor is to be asked about a request: by its workflow, else by the objective; and only where the
+    /// answer could change anything, which it cannot for a caller who names a model and how it is to think.
+    pub fn predicts(&self, profile: &Profile, facts: &Facts) -> bool {
+        let own = self.workflow(profile).and_then(|workflow| workflow.predict);
+        let is_open = self.is_virtual(&facts.model)
+            || profile.thinking.by_gain
+            || self.document.named_models == NamedModels::Substitute
+            || !self.teams.is_empty();
+        own.unwrap_or(self.document.objective.predict) && is_open
+    }
+
+    /// What is believed of a deployment before outcomes have their word: the prior, or what the predictor makes of it.
+    pub fn belief(
+        &self,
+        index: usize,
+        (profile, facts): (&Profile, &Facts),
+        estimates: &Estimates,
+    ) -> Estimate {
+        let prior = self.prior(index, profile.task.as_deref());
+        let Some((model, deployment)) = self.models.get(index).zip(self.deployments().get(index)) else {
+            return prior;
+        };
+        if !self.predicts(profile, facts) {
+            return prior;
+        }
+        let priors = (&prior, &model.default_quality);
+        estimates.belief(deployment.class, priors, self.document.objective.familiarity)
+    }
+
+    /// What a deployment is believed to do at a workflow that is known by its name alone: P(success) in parts per million,
+    /// and what the answers are worth.
+    pub fn expected_of(&self, index: usize, workflow: &str) -> (u32, Worth) {
+        let known = self.workflow_positions.get(workflow);
+        let known = known.and_then(|position| self.document.workflows.get(*position));
+        let prior = self.prior(index, known.and_then(|workflow| workflow.task.as_deref()));
+        let level = self.levels[ValueTier::Unvalued as usize];
+        let (value_per_success, failure_cost) = known
+            .map_or((level.value_per_success, level.failure_cost), |workflow| {
+                self.worth_of(workflow)
+            });
+        let worth = Worth {
+            value_per_success,
+            failure_cost,
+            second: Money::ZERO,
+        };
+        ((prior.p_success * 1e6).round() as u32, worth)
     }
 
     /// A workflow's own value tier, or the highest whose worth it reaches.

@@ -33,6 +33,10 @@ const SHIPPED: &[u8] = include_bytes!("../model/predictor.bin");
 /// Divides differences of squared distance between families: below 1 would be surer than a Gaussian.
 const GATE_WIDTH: f32 = 4.0;
 
+/// A smaller share of common words than any of 11,522 training prompts had: another language. Counted features and
+/// hashed letters are too much alike in languages of one script to tell.
+const FEWEST_COMMON: f32 = 0.2;
+
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(
@@ -49,6 +53,8 @@ pub enum LoadError {
 #[derive(Clone, Debug)]
 pub struct Predictor {
     model: Model,
+    /// By column: mean P(success) over all that it was recorded on.
+    usual: Vec<Option<f32>>,
 }
 
 /// P(success) with its standard error, both 0 … 1.
@@ -86,7 +92,10 @@ impl Prediction {
 impl Predictor {
     pub fn new(model: Model) -> Result<Self, LoadError> {
         check(&model)?;
-        Ok(Self { model })
+        let usual = (0..model.columns.len())
+            .map(|column| usual(&model, column))
+            .collect();
+        Ok(Self { model, usual })
     }
 
     /// Reads a model file.
@@ -118,7 +127,12 @@ impl Predictor {
 
     /// `prompt`: what the user asks, without system prompt and templates.
     pub fn predict(&self, prompt: &str) -> Prediction {
-        self.predict_features(self.model.dense(prompt))
+        let mut prediction = self.predict_features(self.model.dense(prompt));
+        let common = words::common_words(&features::bounded(prompt), &self.model.words.rarity);
+        if common.is_some_and(|share| share < FEWEST_COMMON) {
+            prediction.familiarity = 0.0;
+        }
+        prediction
     }
 
     /// The same from a stored vector. A vector of another length is filled up with zeros and unfamiliar.
@@ -140,7 +154,8 @@ impl Predictor {
             columns: vec![None; model.columns.len()],
             leanings: vec![None; model.columns.len()],
             output_characters: vec![None; model.columns.len()],
-            familiarity: if fits {
+            // Its counted features may be as usual, since nothing that they count is in it.
+            familiarity: if fits && !features::is_foreign(counted) {
                 model.likeness.familiarity(nearest, surest)
             } else {
                 0.0
@@ -211,6 +226,9 @@ pub struct ClassSuccess {
     pub class: BackendClass,
     /// Without thinking.
     pub success: Success,
+    /// Mean P(success) of the same models over all that they were recorded on: the mark by which this prompt is easier
+    /// or harder than usual.
+    pub usual: f32,
     /// What thinking adds to P(success), where models with and without it were recorded on such prompts.
     pub thinking_gain: Option<Success>,
 }
@@ -220,14 +238,16 @@ impl Predictor {
     pub fn classes(&self, prediction: &Prediction) -> Vec<ClassSuccess> {
         let gains = self.thinking_gains(prediction);
         let of = |class: BackendClass| {
-            let members: Vec<Success> = self
+            let columns = self
                 .model
                 .columns
                 .iter()
                 .zip(&prediction.columns)
-                .filter(|(column, _)| column.class == class && column.thinks_beyond.is_none())
-                .filter_map(|(_, success)| *success)
-                .collect();
+                .zip(&self.usual);
+            let (members, usual): (Vec<Success>, Vec<f32>) = columns
+                .filter(|((column, _), _)| column.class == class && column.thinks_beyond.is_none())
+                .filter_map(|((_, success), usual)| Some(((*success)?, (*usual)?)))
+                .unzip();
             let success = average(&members)?;
             let own: Vec<Success> = gains
                 .iter()
@@ -238,6 +258,7 @@ impl Predictor {
             Some(ClassSuccess {
                 class,
                 success,
+                usual: usual.iter().sum::<f32>() / usual.len() as f32,
                 thinking_gain: average(&own).or_else(|| average(&any)),
             })
         };
@@ -259,6 +280,21 @@ impl Predictor {
             })
             .collect()
     }
+}
+
+/// Mean P(success) of one recorded model, its domains weighted by their rows.
+fn usual(model: &Model, column: usize) -> Option<f32> {
+    let (mut right, mut rows) = (0.0_f64, 0.0_f64);
+    for family in &model.families {
+        let Some(own) = family.columns.iter().position(|at| usize::from(*at) == column) else {
+            continue;
+        };
+        for (rates, count) in &family.rates {
+            right += f64::from(rates.get(own).copied().unwrap_or_default()) * f64::from(*count);
+            rows += f64::from(*count);
+        }
+    }
+    (rows > 0.0).then(|| (right / rows) as f32)
 }
 
 fn average(members: &[Success]) -> Option<Success> {

@@ -8,7 +8,7 @@
 mod record;
 mod sums;
 
-pub use record::{Decided, Recorded};
+pub use record::{Decided, Recorded, RecordedOutcome};
 pub use sums::{Comparison, Interval, Summary};
 
 use crate::decide::Ask;
@@ -54,21 +54,37 @@ pub struct Replay {
     pub flips: Vec<Flip>,
 }
 
-/// Rules again on every record. `kept_flips`: how many flips to keep for showing.
-pub fn replay<'a>(
-    records: impl IntoIterator<Item = &'a Recorded>,
-    policy: &Policy,
+/// A replay under way: one record at a time, so that a month of traffic needs no room.
+pub struct Replaying<'p> {
+    policy: &'p Policy,
+    sums: Sums,
+    flips: Vec<Flip>,
     kept_flips: usize,
-) -> Replay {
-    let mut sums = Sums::default();
-    let mut flips = Vec::new();
-    for record in records {
-        let (profile, was, is, why) = again(record, policy);
+}
+
+impl<'p> Replaying<'p> {
+    /// `kept_flips`: how many flips to keep for showing.
+    pub fn new(policy: &'p Policy, kept_flips: usize) -> Self {
+        Self {
+            policy,
+            sums: Sums::default(),
+            flips: Vec::new(),
+            kept_flips,
+        }
+    }
+
+    /// Rules again on one record.
+    pub fn add(&mut self, record: &Recorded) {
+        let (profile, was, is, why) = again(record, self.policy);
         let is_flip =
             (&was.deployment, was.thinking, was.refused) != (&is.deployment, is.thinking, is.refused);
-        sums.add(profile.value, (&was, &is), is_flip);
-        if is_flip && flips.len() < kept_flips {
-            flips.push(Flip {
+        self.sums.add(profile.value, (&was, &is), is_flip);
+        let is_predicted = record.estimates.as_ref().is_some_and(Estimates::is_predicted);
+        if !is_predicted && self.policy.predicts(&profile, &record.facts) {
+            self.sums.unpredicted();
+        }
+        if is_flip && self.flips.len() < self.kept_flips {
+            self.flips.push(Flip {
                 id: record.id.clone(),
                 workflow: profile.workflow,
                 was,
@@ -77,11 +93,25 @@ pub fn replay<'a>(
             });
         }
     }
-    Replay {
-        policy_version: policy.version().clone(),
-        summary: sums.summary(),
-        flips,
+
+    pub fn done(self) -> Replay {
+        Replay {
+            policy_version: self.policy.version().clone(),
+            summary: self.sums.summary(),
+            flips: self.flips,
+        }
     }
+}
+
+/// Rules again on every record.
+pub fn replay<'a>(
+    records: impl IntoIterator<Item = &'a Recorded>,
+    policy: &Policy,
+    kept_flips: usize,
+) -> Replay {
+    let mut replaying = Replaying::new(policy, kept_flips);
+    records.into_iter().for_each(|record| replaying.add(record));
+    replaying.done()
 }
 
 /// The profile under the new policy, both sides, and the new verdict on the deployment that was used.
@@ -111,15 +141,15 @@ fn again(record: &Recorded, policy: &Policy) -> (exchange::Profile, Side, Side, 
     let estimates = record
         .estimates
         .as_ref()
-        .map_or_else(Estimates::default, |estimates| {
+        .map_or_else(Estimates::default, |known| {
             let mut here = Estimates {
-                deployments: Vec::new(),
-                ..estimates.clone()
+                surprises: Vec::new(),
+                ..known.clone()
             };
             for (index, deployment) in policy.deployments().iter().enumerate() {
-                let known = record.offers.iter().position(|(id, _)| *id == deployment.id);
-                if let Some(Some(estimate)) = known.and_then(|known| estimates.deployments.get(known)) {
-                    here = here.with_deployment(index, *estimate);
+                let at = record.offers.iter().position(|(id, _)| *id == deployment.id);
+                if let Some(surprise) = at.and_then(|at| known.surprise(at)) {
+                    here = here.with_surprise(index, *surprise);
                 }
             }
             here

@@ -75,9 +75,11 @@ fn one(policy: &Policy, number: u64) -> Recorded {
         offers: ids.zip(offers).collect(),
         conversation: None,
         estimates: None,
+        features: Vec::new(),
         envelope,
         seed: number,
         decided,
+        outcome: None,
         charged: Money::from_nanos(expected.nanos() + i64::try_from(number % 1000).unwrap()),
         latency_ms: Some(900 + number % 700),
     }

@@ -6,7 +6,7 @@
 
 use super::Ruling;
 use crate::estimates::Estimate;
-use exchange::{Money, Score, Thinking, ThinkingLevel, ThinkingNote};
+use exchange::{EstimateSource, Money, Score, Thinking, ThinkingLevel, ThinkingNote};
 
 const MILLION: u32 = 1_000_000;
 
@@ -36,14 +36,17 @@ impl Ruling<'_> {
         (self.terms(index, &estimate, (thinking, level)), note)
     }
 
-    /// The most specific estimate there is: of this request, else the prior for its task family.
+    /// The belief of this request, corrected by what outcomes said of the workflow.
     pub(super) fn estimate(&self, index: usize) -> Estimate {
-        let class = self.policy.deployments()[index].class;
-        let familiarity = self.policy.document.objective.familiarity;
-        if let Some(estimate) = self.ask.estimates.of(index, class, familiarity) {
-            return *estimate;
-        }
-        self.policy.prior(index, self.ask.profile.task.as_deref())
+        let (profile, facts, estimates) = (self.ask.profile, self.ask.facts, self.ask.estimates);
+        let belief = self.policy.belief(index, (profile, facts), estimates);
+        let Some(surprise) = estimates.surprise(index) else {
+            return belief;
+        };
+        let (p, error) = surprise.correct((belief.p_success, belief.standard_error));
+        Estimate::new(p, error, EstimateSource::Outcomes)
+            .thinking(belief.thinking_gain)
+            .before(belief.p_success)
     }
 
     /// Tokens that a setting is expected to use, within what the caller lets the model produce.
@@ -111,6 +114,7 @@ impl Ruling<'_> {
         Score {
             success_ppm,
             error_ppm: ppm(estimate.standard_error),
+            believed_ppm: ppm(estimate.believed_at(level)),
             source: estimate.source,
             thinking,
             thinking_tokens: tokens,

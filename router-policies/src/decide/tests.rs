@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::cases::Given;
-use crate::estimates::{Estimate, ThinkingGain};
-use exchange::{BackendClass, EstimateSource, Thinking, ThinkingLevel};
+use crate::predict::correction::Surprise;
+use exchange::{EstimateSource, Thinking, ThinkingLevel};
 use proptest::prelude::*;
 
 const THREE: &str = r"
@@ -245,8 +245,9 @@ fn retries_and_escalations_show_what_a_cheap_model_costs() {
     assert_eq!(small.score.unwrap().price.nanos(), expected);
     assert_eq!(&*decision.plan.first().deployment, "own");
 
-    let sure = Estimate::new(0.99, 0.01, EstimateSource::Outcomes);
-    let estimates = Estimates::default().with_class(BackendClass::Local, sure.thinking(ThinkingGain::ZERO));
+    // A hundred outcomes, almost all of them better than believed.
+    let at = policy.position("own").unwrap();
+    let estimates = Estimates::default().with_surprise(at, Surprise::new(100.0, 60.0));
     let profile = Profile {
         worth: exchange::Worth {
             value_per_success: Money::from_dollars(5),
@@ -265,6 +266,44 @@ fn retries_and_escalations_show_what_a_cheap_model_costs() {
         &*decision.plan.first().deployment,
         "own",
         "outcomes speak louder than priors"
+    );
+}
+
+#[test]
+fn a_prediction_counts_where_the_policy_asks_for_it_and_the_prompt_is_familiar() {
+    let routes = "routes: [{name: all, allow: [big, small]}]\n";
+    let easy = "A shop sold 48 pens in April at $1.25 each, and half as many in May. How much did it earn in dollars?";
+    let odd = "ζ∘ζ ≔ λx.⟦x⟧ ⊢ ∀∃ ".repeat(40);
+    let source = |policy: &Policy, prompt: &str, more: &str| {
+        let decision = decided(policy, &format!("{{prompt: {prompt:?}{more}}}"));
+        let small = decision
+            .trace
+            .entries
+            .iter()
+            .find(|one| &*one.deployment == "small");
+        (small.unwrap().score.unwrap().source, decision.trace.notes.len())
+    };
+    let (on, off) = (
+        policy(&format!("objective: {{predict: true}}\n{routes}")),
+        policy(routes),
+    );
+    assert_eq!(source(&off, easy, ""), (EstimateSource::Prior, 0));
+    assert_eq!(source(&on, easy, ""), (EstimateSource::Predictor, 0));
+    assert_eq!(
+        source(&on, &odd, ""),
+        (EstimateSource::Prior, 1),
+        "and a note says so"
+    );
+    assert_eq!(
+        source(&on, easy, ", workflow: contracts").0,
+        EstimateSource::Predictor,
+        "a workflow that does not say takes the objective's word"
+    );
+    let named = decided(&on, &format!("{{prompt: {easy:?}, model: small}}"));
+    assert_eq!(
+        named.trace.entries[0].score.unwrap().source,
+        EstimateSource::Prior,
+        "nothing to choose"
     );
 }
 

@@ -26,6 +26,8 @@ pub struct Standing {
     pub thinking: Option<Thinking>,
     pub success_ppm: u32,
     pub price: Money,
+    /// How many deployments may serve it.
+    pub choices: usize,
     /// The strongest class that may serve it at all: data, regions and capabilities may rule out the others.
     pub within_reach: Option<BackendClass>,
     /// Why nobody may serve it.
@@ -106,6 +108,7 @@ fn standing(policy: &Policy, position: usize, workflow: &Workflow) -> Standing {
         thinking: None,
         success_ppm: 0,
         price: Money::ZERO,
+        choices: 0,
         within_reach: reach.map(|one| one.class).max_by_key(|class| strength(*class)),
         refused: None,
         misses: None,
@@ -116,6 +119,7 @@ fn standing(policy: &Policy, position: usize, workflow: &Workflow) -> Standing {
             standing.deployment = Some(first.deployment.clone());
             standing.class = Some(first.class);
             standing.thinking = first.thinking;
+            standing.choices = decision.plan.iter().count();
             let entry = decision
                 .trace
                 .entries

@@ -78,7 +78,11 @@ pub struct Objective {
     /// The share of requests, 0 to 1, that try another allowed deployment, so that something is learned about it.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub explore: f64,
-    /// How familiar a prompt must be to the predictor, 0 to 1, for its estimates to count.
+    /// Ask the predictor, which reads the caller's last words, how likely each class of models is to be right; for requests
+    /// whose workflow does not say. It costs about 0.1 ms for 4 KB.
+    pub predict: bool,
+    /// How familiar a prompt must be to the predictor, 0 to 1, for its estimates to count. A less familiar one is decided as
+    /// if nothing had been predicted.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub familiarity: f64,
     /// Money weighs more when little is left of the budget.
@@ -96,6 +100,7 @@ impl Default for Objective {
         Self {
             caution: 0.0,
             explore: 0.0,
+            predict: false,
             familiarity: 0.5,
             thin_budget: None,
             expected_output_tokens: 500,
@@ -306,6 +311,9 @@ pub struct Workflow {
     /// Regions it may run in. Left out: any.
     #[serde(default)]
     pub regions: Vec<Arc<str>>,
+    /// Whether the predictor is asked; left out: as the `objective` says.
+    #[serde(default)]
+    pub predict: Option<bool>,
     /// Requests in a month, for the money that reports speak of.
     #[serde(default)]
     pub monthly_requests: Option<u64>,

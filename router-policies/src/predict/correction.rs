@@ -1,19 +1,16 @@
-//! What users' own outcomes say, per tenant and workflow: a correction of whatever was believed before, and the small
-//! share of decisions that may be spent on learning more.
+//! What users' own outcomes say, per tenant and workflow: a correction of whatever was believed before.
 //!
-//! Owns: the running sums of one node and the arithmetic on them; the draw that decides whether to explore. Refuses to
-//! know: prompts, prices, floors (candidates arrive already narrowed by them), storage. Invariants: with no outcomes a
-//! belief is returned unchanged; a corrected probability stays in 0 … 1; what one tenant reports never moves another's
-//! estimates; a choice is always one of the candidates given, and with share 0 always the first; memory is bounded.
+//! Owns: the running sums of one node and the arithmetic on them. Refuses to know: prompts, prices, floors, storage.
+//! Invariants: with no outcomes a belief is returned unchanged; a corrected probability stays in 0 … 1; what one tenant
+//! reports never moves another's estimates; memory is bounded.
 //!
 //! The policy, argued. An outcome is compared with what was predicted *for that prompt*, so that a workflow of hard
 //! prompts does not make its model look bad: the mean of those surprises, drawn towards 0 by [`PRIOR_OUTCOMES`]
 //! imaginary outcomes without surprise, is added to the next prediction. Old outcomes fade, for models change under
-//! their name. Exploring is uniform over the allowed candidates, so that the chance of every choice is known and can be
-//! recorded and divided out later; it is off unless an operator sets a share.
+//! their name. Where the belief is a constant prior this is the mean of a Beta distribution worth so many outcomes.
 
 use super::Success;
-use super::draws::Draws;
+use crate::estimates::rounded;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
@@ -43,16 +40,50 @@ pub struct Observed {
     pub weight: f32,
 }
 
-/// Sums of one deployment in one scope.
+/// How outcomes of one deployment in one scope differed from what was believed: sums, whose older terms fade.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Arm {
-    weight: f64,
-    surprise: f64,
+pub struct Surprise {
+    /// Outcomes that still count.
+    outcomes: f64,
+    /// The sum of (success as 0 or 1, minus what was believed).
+    sum: f64,
+}
+
+impl Surprise {
+    /// Both to six decimals, so that a record of them is exact.
+    pub fn new(outcomes: f64, sum: f64) -> Self {
+        Self {
+            outcomes: rounded(outcomes.max(0.0)),
+            sum: rounded(sum),
+        }
+    }
+
+    pub const fn outcomes(&self) -> f64 {
+        self.outcomes
+    }
+
+    fn add(&mut self, weight: f64, surprise: f64) {
+        let keep = 0.5_f64.powf(weight / HALF_LIFE_OUTCOMES);
+        self.outcomes = self.outcomes * keep + weight;
+        self.sum = self.sum * keep + weight * surprise;
+    }
+
+    /// P(success) and its standard error after these outcomes.
+    pub fn correct(&self, (p, error): (f64, f64)) -> (f64, f64) {
+        let total = self.outcomes + PRIOR_OUTCOMES;
+        let corrected = (p + self.sum / total).clamp(0.0, 1.0);
+        // The belief's own error fades as outcomes outweigh it; what outcomes leave open is binomial, with one success
+        // and one failure added so that a run of successes is never taken for certainty.
+        let open = (corrected * total + 1.0) / (total + 2.0);
+        let before = error * PRIOR_OUTCOMES / total;
+        let sampling = (open * (1.0 - open) * self.outcomes).sqrt() / total;
+        (corrected, before.hypot(sampling))
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Workflow {
-    arms: BTreeMap<Box<str>, Arm>,
+    arms: BTreeMap<Box<str>, Surprise>,
     /// Of the last news, in order of arrival.
     news: u64,
 }
@@ -85,11 +116,9 @@ impl Corrections {
         }
         let workflow = self.workflows.entry(scope.clone()).or_default();
         workflow.news = self.news;
-        let arm = workflow.arms.entry(deployment.into()).or_default();
-        let keep = 0.5_f64.powf(weight / HALF_LIFE_OUTCOMES);
         let surprise = f64::from(u8::from(observed.success)) - f64::from(observed.believed.clamp(0.0, 1.0));
-        arm.weight = arm.weight * keep + weight;
-        arm.surprise = arm.surprise * keep + weight * surprise;
+        let arm = workflow.arms.entry(deployment.into()).or_default();
+        arm.add(weight, surprise);
     }
 
     /// Drops a tenth at once, so that a flood of new workflows costs little for each.
@@ -100,31 +129,27 @@ impl Corrections {
         self.workflows.retain(|_, workflow| workflow.news > limit);
     }
 
+    /// What outcomes said of a deployment in this scope, if there were any.
+    pub fn surprise(&self, scope: &Scope, deployment: &str) -> Option<Surprise> {
+        let arm = self.workflows.get(scope)?.arms.get(deployment)?;
+        (arm.outcomes > 0.0).then(|| Surprise::new(arm.outcomes, arm.sum))
+    }
+
     /// `belief`: P(success) of this deployment for the prompt at hand, and its standard error.
     pub fn correct(&self, scope: &Scope, deployment: &str, belief: Success) -> Corrected {
-        let arm = self
-            .workflows
-            .get(scope)
-            .and_then(|workflow| workflow.arms.get(deployment));
-        let Some(arm) = arm.filter(|arm| arm.weight > 0.0) else {
+        let Some(surprise) = self.surprise(scope, deployment) else {
             return Corrected {
                 success: belief,
                 outcomes: 0.0,
             };
         };
-        let total = arm.weight + PRIOR_OUTCOMES;
-        let p = (f64::from(belief.p) + arm.surprise / total).clamp(0.0, 1.0);
-        // The belief's own error fades as outcomes outweigh it; what outcomes leave open is binomial, with one success
-        // and one failure added so that a run of successes is never taken for certainty.
-        let open = (p * total + 1.0) / (total + 2.0);
-        let before = f64::from(belief.error) * PRIOR_OUTCOMES / total;
-        let sampling = (open * (1.0 - open) * arm.weight).sqrt() / total;
+        let (p, error) = surprise.correct((f64::from(belief.p), f64::from(belief.error)));
         Corrected {
             success: Success {
                 p: p as f32,
-                error: before.hypot(sampling) as f32,
+                error: error as f32,
             },
-            outcomes: arm.weight,
+            outcomes: surprise.outcomes,
         }
     }
 }
@@ -147,55 +172,9 @@ mod as_list {
     }
 }
 
-/// The share of decisions that may go to another allowed candidate than the best, to learn about it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Exploration {
-    /// 0 … 1; 0, the default, never explores.
-    pub share: f64,
-}
-
-/// Which candidate, and what must be recorded for the choice to be used later.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Explored {
-    pub index: usize,
-    /// The draw fell to exploring, whichever candidate came of it.
-    pub exploring: bool,
-    /// The chance that this candidate had.
-    pub propensity: f64,
-}
-
-impl Exploration {
-    /// `candidates`: how many are allowed by every floor, capability and level of service, the best of them first.
-    /// None where there are none. `seed`: the decision's.
-    pub fn choose(self, candidates: usize, seed: u64) -> Option<Explored> {
-        if candidates == 0 {
-            return None;
-        }
-        let share = if self.share.is_finite() {
-            self.share.clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        let mut draws = Draws::new(seed);
-        let exploring = draws.unit() < share;
-        let index = if exploring { draws.below(candidates) } else { 0 };
-        let uniform = share / candidates as f64;
-        let propensity = if index == 0 {
-            1.0 - share + uniform
-        } else {
-            uniform
-        };
-        Some(Explored {
-            index,
-            exploring,
-            propensity,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::draws::Draws;
     use super::*;
     use proptest::prelude::*;
 
@@ -310,36 +289,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Corrections>(&text).unwrap(), corrections);
     }
 
-    #[test]
-    fn exploring_is_as_frequent_as_set_and_its_chances_are_true() {
-        let exploration = Exploration { share: 0.2 };
-        let mut counts = [0.0_f64; 4];
-        for seed in 0..40_000 {
-            counts[exploration.choose(4, seed).unwrap().index] += 1.0;
-        }
-        for (index, count) in counts.iter().enumerate() {
-            let expected = if index == 0 { 0.85 } else { 0.05 };
-            assert!((count / 40_000.0 - expected).abs() < 0.01, "{counts:?}");
-        }
-    }
-
     proptest! {
-        #[test]
-        fn a_choice_is_one_of_the_candidates_and_repeats_for_its_seed(
-            candidates in 0_usize..50, seed in any::<u64>(), share in any::<f64>()
-        ) {
-            let exploration = Exploration { share };
-            let chosen = exploration.choose(candidates, seed);
-            prop_assert_eq!(chosen, exploration.choose(candidates, seed));
-            prop_assert_eq!(chosen.is_some(), candidates > 0);
-            if let Some(chosen) = chosen {
-                prop_assert!(chosen.index < candidates);
-                prop_assert!(chosen.propensity > 0.0 && chosen.propensity <= 1.0 + 1e-12);
-            }
-            let still = Exploration::default().choose(candidates, seed);
-            prop_assert!(still.is_none_or(|still| still.index == 0 && !still.exploring && still.propensity == 1.0));
-        }
-
         #[test]
         fn corrected_beliefs_stay_probabilities_and_never_grow_less_sure_than_ignorance(
             outcomes in prop::collection::vec((0.0_f32..=1.0, any::<bool>(), 0.0_f32..2.0), 0..200),

@@ -2,8 +2,8 @@
 
 use crate::estimates::Estimates;
 use exchange::{
-    AccountPath, BackendClass, Conversation, Decision, Envelope, Facts, Grants, Money, Offer, RefusalKind,
-    Score, Thinking,
+    AccountPath, BackendClass, Conversation, Decision, Envelope, Facts, Grants, Money, Offer, Reason,
+    RefusalKind, Score, Thinking,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -26,14 +26,40 @@ pub struct Recorded {
     /// What was believed beyond the priors, deployments in the order of `offers`.
     #[serde(default)]
     pub estimates: Option<Estimates>,
+    /// The numbers that the predictor saw, where it was asked: what `policy train --from` learns from.
+    #[serde(default)]
+    pub features: Vec<f32>,
     pub envelope: Envelope,
     pub seed: u64,
     pub decided: Decided,
+    /// What its caller said of the answer, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RecordedOutcome>,
     /// What was charged in the end.
     pub charged: Money,
     /// How long it took in the end.
     #[serde(default)]
     pub latency_ms: Option<u64>,
+}
+
+/// What a caller said of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedOutcome {
+    pub workflow: Arc<str>,
+    /// Who answered.
+    pub deployment: Arc<str>,
+    pub success: bool,
+}
+
+impl Decided {
+    /// Nobody was to serve it.
+    pub fn refused(policy_version: Arc<str>, kind: RefusalKind) -> Self {
+        Self {
+            policy_version,
+            refused: Some(kind),
+            ..Self::default()
+        }
+    }
 }
 
 /// The part of a decision that a replay compares.
@@ -48,6 +74,9 @@ pub struct Decided {
     pub thinking: Option<Thinking>,
     #[serde(default)]
     pub refused: Option<RefusalKind>,
+    /// Why the first was the first; tells what a split or exploration did.
+    #[serde(default)]
+    pub reason: Option<Reason>,
     /// The terms of the deployment that was chosen.
     #[serde(default)]
     pub score: Option<Score>,
@@ -67,6 +96,7 @@ impl From<&Decision> for Decided {
             class: Some(first.class),
             thinking: first.thinking,
             refused: None,
+            reason: Some(decision.reason),
             score: entry.and_then(|entry| entry.score),
         }
     }

@@ -32,6 +32,8 @@ pub struct Comparison {
 pub struct Summary {
     pub requests: u64,
     pub flips: u64,
+    /// Requests that this policy would ask the predictor about, and that were recorded without: decided here by priors.
+    pub unpredicted: u64,
     /// Exact, in nano-dollars.
     pub money_was: Money,
     pub money_is: Money,
@@ -116,6 +118,10 @@ impl Sums {
         for (sum, cell) in block.cells.iter_mut().zip(cells) {
             *sum = (sum.0 + cell.0, sum.1 + cell.1);
         }
+    }
+
+    pub(super) fn unpredicted(&mut self) {
+        self.summary.unpredicted += 1;
     }
 
     pub(super) fn summary(self) -> Summary {
@@ -205,6 +211,12 @@ impl Summary {
             "the estimates themselves leave ± {:.1} right answers open\n\n",
             self.successes_error
         ));
+        if self.unpredicted > 0 {
+            out.push_str(&format!(
+                "{} requests were recorded without a prediction that this policy would ask for: decided here by priors\n\n",
+                self.unpredicted
+            ));
+        }
         let shifts: Vec<Vec<String>> = self
             .class_shifts
             .iter()

@@ -5,6 +5,7 @@
 //! stands in the body once, and spelled plainly, so that no other parser finds another value than this one.
 
 mod conversation;
+mod words;
 
 use crate::scan::{Broken, Cursor, Span};
 use bytes::Bytes;
@@ -58,6 +59,8 @@ pub(crate) struct Spots {
     pub(crate) tool_loop: bool,
     /// Blocks of thinking without a signature: another dialect's, translated for the caller in an earlier turn.
     pub(crate) unsigned: Vec<Span>,
+    /// The texts of the last message that the user wrote, quotes included.
+    pub(crate) said: Vec<Span>,
 }
 
 /// Every top-level field that is read or changed here. Each may be given once.
@@ -225,6 +228,7 @@ impl Reader<'_> {
         };
         spots.tool_loop = conversation.tool_loop;
         spots.unsigned = conversation.unsigned;
+        spots.said = conversation.said;
         Ok((facts, spots))
     }
 

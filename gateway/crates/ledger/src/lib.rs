@@ -31,8 +31,9 @@ pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, Store
 pub use ledger::{AccountSpec, Ask, Denied, Ledger, OpenError, Settings, migrate};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
-    Account, AccountChange, Alert, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database, Dimension,
-    EditError, KeyChange, Range, Reply, Source, StoreError, StoredAlert, StoredAttempt, StoredBudget,
-    StoredRequest, Subtree, Summary, UsageQuery, UsageRow, billed,
+    Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
+    Dimension, EditError, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
+    StoredAttempt, StoredBudget, StoredDecision, StoredOutcome, StoredRequest, Subtree, Summary, UsageQuery,
+    UsageRow, billed, decisions,
 };
 pub use window::{Period, Window, Zone};

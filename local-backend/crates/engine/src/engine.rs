@@ -75,7 +75,11 @@ pub struct Request {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
+    /// The model ended it.
     Stop,
+    /// The stop string of this index came.
+    Sequence(usize),
+    /// It is as long as it may be.
     Length,
 }
 
@@ -215,8 +219,18 @@ struct Submission {
     submitted: Instant,
 }
 
+/// What came of sequences that were to be embedded: a vector for each. `None`: the model does not embed.
+pub type Embedded = Option<Vec<Vec<f32>>>;
+
+struct Embedding {
+    id: u64,
+    sequences: Vec<Vec<u32>>,
+    tell: Box<dyn FnOnce(Embedded) + Send>,
+}
+
 enum Command {
     Submit(Box<Submission>),
+    Embed(Embedding),
     Slots(Box<dyn FnOnce(Vec<Slot>) + Send>),
 }
 
@@ -308,7 +322,6 @@ impl Engine {
         if tokens == 0 || tokens > most {
             return Err(SubmitError::Length { tokens, most });
         }
-        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
         let queued = &self.shared.queued;
         if queued.fetch_add(1, Ordering::AcqRel) >= self.settings.queue {
             queued.fetch_sub(1, Ordering::AcqRel);
@@ -324,20 +337,42 @@ impl Engine {
             sink,
             submitted: Instant::now(),
         };
-        match commands.try_send(Command::Submit(Box::new(submission))) {
-            Ok(()) => {
-                self.shared.board.came(class);
-                let shared = self.shared.clone();
-                Ok(Ticket { id, shared })
-            }
-            Err(error) => {
-                queued.fetch_sub(1, Ordering::AcqRel);
-                Err(match error {
-                    TrySendError::Full(_) => SubmitError::Full,
-                    TrySendError::Disconnected(_) => SubmitError::Stopped,
-                })
-            }
+        if let Err(error) = self.send(Command::Submit(Box::new(submission))) {
+            queued.fetch_sub(1, Ordering::AcqRel);
+            return Err(error);
         }
+        self.shared.board.came(class);
+        let shared = self.shared.clone();
+        Ok(Ticket { id, shared })
+    }
+
+    /// Has sequences embedded, between two steps; the vectors come through `tell`, which is dropped unused when the ticket
+    /// is dropped first.
+    ///
+    /// # Errors
+    /// The engine is full or has stopped, or a sequence is empty or too long.
+    pub fn embed(
+        &self,
+        sequences: Vec<Vec<u32>>,
+        tell: Box<dyn FnOnce(Embedded) + Send>,
+    ) -> Result<Ticket, SubmitError> {
+        let most = self.context_tokens;
+        let is_unfit = |length: &usize| *length == 0 || *length > most;
+        if let Some(tokens) = sequences.iter().map(Vec::len).find(is_unfit) {
+            return Err(SubmitError::Length { tokens, most });
+        }
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(Command::Embed(Embedding { id, sequences, tell }))?;
+        let shared = self.shared.clone();
+        Ok(Ticket { id, shared })
+    }
+
+    fn send(&self, command: Command) -> Result<(), SubmitError> {
+        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
+        commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => SubmitError::Full,
+            TrySendError::Disconnected(_) => SubmitError::Stopped,
+        })
     }
 
     /// Asks what every request is at; the answer comes before the next step, through `tell`.
@@ -345,13 +380,7 @@ impl Engine {
     /// # Errors
     /// The engine is full or has stopped.
     pub fn slots(&self, tell: Box<dyn FnOnce(Vec<Slot>) + Send>) -> Result<(), SubmitError> {
-        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
-        commands
-            .try_send(Command::Slots(tell))
-            .map_err(|error| match error {
-                TrySendError::Full(_) => SubmitError::Full,
-                TrySendError::Disconnected(_) => SubmitError::Stopped,
-            })
+        self.send(Command::Slots(tell))
     }
 
     /// Counters and histograms.

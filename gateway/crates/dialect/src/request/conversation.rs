@@ -24,6 +24,10 @@ pub(super) struct Conversation<'a> {
     pub(super) tool_loop: bool,
     /// Blocks of thinking that no provider has signed.
     pub(super) unsigned: Vec<Span>,
+    /// The texts of the last message that the user wrote, quotes included.
+    pub(super) said: Vec<Span>,
+    /// The texts of the message being read.
+    texts: Vec<Span>,
     text_bytes: u64,
     system: u64,
     tools_hash: u64,
@@ -34,6 +38,7 @@ pub(super) struct Conversation<'a> {
 #[derive(Default)]
 struct Message {
     is_system: bool,
+    is_user: bool,
     has_result: bool,
     /// Belongs to the beginning of the conversation, which alone is hashed.
     is_opening: bool,
@@ -57,6 +62,8 @@ impl<'a> Conversation<'a> {
             tools: 0,
             tool_loop: false,
             unsigned: Vec::new(),
+            said: Vec::new(),
+            texts: Vec::new(),
             text_bytes: 0,
             system: 0,
             tools_hash: 0,
@@ -107,6 +114,7 @@ impl<'a> Conversation<'a> {
             is_opening: self.turns == 0,
             ..Message::default()
         };
+        self.texts.clear();
         cursor.object(|cursor, key| match &self.text[key] {
             b"content" => self.content(cursor, &mut message),
             b"role" => {
@@ -114,6 +122,7 @@ impl<'a> Conversation<'a> {
                 match &self.text[role] {
                     b"\"system\"" | b"\"developer\"" => message.is_system = true,
                     b"\"tool\"" => message.has_result = true,
+                    b"\"user\"" => message.is_user = true,
                     _ => {}
                 }
                 Ok(())
@@ -123,6 +132,9 @@ impl<'a> Conversation<'a> {
                 Ok(())
             }
         })?;
+        if message.is_user && !self.texts.is_empty() {
+            std::mem::swap(&mut self.said, &mut self.texts);
+        }
         if message.is_opening {
             self.opening = mix(self.opening, message.hash);
         }
@@ -136,7 +148,8 @@ impl<'a> Conversation<'a> {
         if cursor.peek() != b'[' {
             let span = cursor.skip()?;
             self.text_bytes += span.len() as u64;
-            self.remember(message, span);
+            self.remember(message, span.clone());
+            self.texts.push(span);
             return Ok(());
         }
         cursor.array(|cursor| {
@@ -151,18 +164,33 @@ impl<'a> Conversation<'a> {
     fn part(&mut self, cursor: &mut Cursor<'_>, message: &mut Message) -> Result<(), Broken> {
         let (mut is_image, mut payload) = (false, Payload::default());
         let (start, mut is_thinking, mut is_unsigned) = (cursor.at, false, false);
+        let (mut is_text, mut said) = (false, None);
         cursor.object(|cursor, key| match &self.text[key] {
             b"type" => {
                 let kind = cursor.skip()?;
                 let kind = &self.text[kind];
                 is_image = matches!(kind, b"\"image_url\"" | b"\"image\"" | b"\"input_image\"");
                 is_thinking = kind == b"\"thinking\"";
+                is_text = matches!(kind, b"\"text\"" | b"\"input_text\"");
                 message.has_result |= kind == b"\"tool_result\"";
                 Ok(())
             }
             // Moves with the end of the conversation, so that it is no part of its beginning.
             b"cache_control" => cursor.skip().map(drop),
-            b"content" => self.content(cursor, message),
+            b"content" => {
+                // The result of a tool is nobody's words.
+                let own = self.texts.len();
+                self.content(cursor, message)?;
+                self.texts.truncate(own);
+                Ok(())
+            }
+            b"text" => {
+                let span = cursor.skip()?;
+                self.text_bytes += span.len() as u64;
+                self.remember(message, span.clone());
+                said = Some(span);
+                Ok(())
+            }
             b"signature" => {
                 let span = cursor.skip()?;
                 is_unsigned = &self.text[span] == b"\"\"";
@@ -182,6 +210,9 @@ impl<'a> Conversation<'a> {
                 Ok(())
             }
         })?;
+        if is_text {
+            self.texts.extend(said);
+        }
         if is_thinking && is_unsigned {
             // Nobody nests them; whoever does has the outermost taken out with all that is in it.
             self.unsigned.retain(|inner| inner.start < start);
