@@ -12,8 +12,10 @@ use exchange::{
 use ledger::Reservation;
 
 /// What an exchange came to.
+#[derive(Clone, Copy)]
 pub(crate) struct Settled {
     pub(crate) charged: Money,
+    pub(crate) usage: Usage,
     pub(crate) total_us: u64,
     /// In and out.
     pub(crate) tokens: u64,
@@ -54,6 +56,7 @@ pub(crate) fn settle(
     meters.observe(&record);
     let settled = Settled {
         charged: record.total(),
+        usage,
         total_us: record.timings.total_us,
         tokens,
     };

@@ -31,13 +31,8 @@ struct Arguments {
 enum Command {
     /// Serve models.
     Serve(Serve),
-    /// Measure a model: one line of JSON with prompt (pp512) and generation (tg128) tokens per second.
-    Bench {
-        #[arg(long)]
-        model: PathBuf,
-        #[arg(long)]
-        threads: Option<usize>,
-    },
+    /// Measure a model: tokens per second of prompts and of generation, if asked beside llama.cpp.
+    Bench(bench::Arguments),
     /// Fetch a model: a name from the catalogue (see `list --known`), an https URL, or `hf:OWNER/REPOSITORY/FILE`.
     Pull {
         source: String,
@@ -135,7 +130,7 @@ fn main() -> anyhow::Result<()> {
                 .build()?;
             runtime.block_on(server::run(settings)).context("local-backend")
         }
-        Command::Bench { model, threads } => bench::run(&model, cores(threads)),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Pull { source, dir, sha256 } => models::pull(&source, &dir, sha256.as_deref()),
         Command::List { known: true, .. } => models::known(),
         Command::List { dir, .. } => models::list(&dir),

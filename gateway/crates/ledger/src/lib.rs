@@ -34,6 +34,6 @@ pub use store::{
     Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
     Dimension, EditError, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
     StoredAttempt, StoredBudget, StoredDecision, StoredOutcome, StoredRequest, Subtree, Summary, UsageQuery,
-    UsageRow, billed, decisions,
+    UsageRow, Waiting, billed, decisions,
 };
 pub use window::{Period, Window, Zone};

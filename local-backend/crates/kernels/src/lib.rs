@@ -23,7 +23,7 @@ pub use attention::{Heads, Queries, Reach, attend};
 pub use cache::{BLOCK, KvCache, KvKind, KvShape, Slot};
 pub use formats::Format;
 pub use lanes::Isa;
-pub use memory::Mapped;
+pub use memory::{Mapped, read_bandwidth};
 pub use ops::{Activation, Norm, Pairs, rotate};
 pub use pool::Pool;
 pub use product::{Feed, Mode, Part, feed, multiply};
