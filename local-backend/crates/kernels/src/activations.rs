@@ -2,7 +2,7 @@
 
 use crate::formats::COLS;
 use crate::lanes::{Isa, Lanes, dispatch};
-use crate::pool::{Pool, Shared};
+use crate::pool::{Pool, SMALL, Shared};
 use crate::tiles::Precision;
 
 /// Activations of some tokens, all of one width.
@@ -63,7 +63,7 @@ impl Activations {
         let (columns, tokens) = (self.columns, self.tokens);
         let rows = self.rows();
         // A few tokens take less time than another thread takes to come.
-        let at_once = (8192 / columns.max(1)).clamp(1, 16);
+        let at_once = (SMALL / columns.max(1)).clamp(1, 16);
         pool.run(tokens.div_ceil(at_once), &|part| {
             for token in part * at_once..((part + 1) * at_once).min(tokens) {
                 // SAFETY: each token is in one part.

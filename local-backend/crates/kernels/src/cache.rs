@@ -3,9 +3,10 @@
 //! A block holds, for each head, its keys dimension by dimension (16 positions side by side, so that one register is the
 //! same element of 16 keys) and its values position by position. Heads are padded to 16 dimensions.
 
+use crate::lanes::{Isa, Lanes, dispatch};
 use crate::memory::Buffer;
-use crate::pool::Pool;
-use half::{bf16, f16};
+use crate::pool::{Pool, SMALL};
+use half::bf16;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 /// Positions of a block.
@@ -54,6 +55,28 @@ impl KvShape {
     const fn half_block(self) -> usize {
         BLOCK * self.heads * self.padded() * self.kind.bytes()
     }
+}
+
+/// Up to sixteen floats as they are kept.
+fn bits(kind: KvKind, floats: &[f32]) -> [u32; 16] {
+    let mut whole = [0.0f32; 16];
+    whole[..floats.len()].copy_from_slice(floats);
+    match kind {
+        KvKind::F16 => {
+            let mut halves = [0u16; 16];
+            let (from, to) = (&whole, &mut halves);
+            dispatch!(Isa::current(), narrow(from: &[f32; 16], to: &mut [u16; 16]));
+            halves.map(u32::from)
+        }
+        KvKind::Bf16 => whole.map(|value| u32::from(bf16::from_f32(value).to_bits())),
+        KvKind::F32 => whole.map(f32::to_bits),
+    }
+}
+
+#[inline(always)]
+unsafe fn narrow<L: Lanes>(from: &[f32; 16], to: &mut [u16; 16]) {
+    // SAFETY: both have 16 elements; the rest is the caller's promise.
+    unsafe { L::store_f16(to.as_mut_ptr(), L::load(from.as_ptr())) }
 }
 
 /// Keys and values of one layer.
@@ -121,21 +144,17 @@ impl KvCache {
         // SAFETY: writes are atomic, so that even two tokens in one slot are no race.
         unsafe impl Sync for Base {}
         let (key_base, value_base) = (&Base(self.keys.base()), &Base(self.values.base()));
-        let put = |base: &Base, index: usize, value: f32| {
+        let put = |base: &Base, index: usize, bits: u32| {
             // SAFETY: below, `index` is within the buffer, which is aligned to a page.
             unsafe {
-                let half = |bits| {
-                    AtomicU16::from_ptr(base.0.cast::<u16>().add(index)).store(bits, Ordering::Relaxed);
-                };
-                match kind {
-                    KvKind::F16 => half(f16::from_f32(value).to_bits()),
-                    KvKind::Bf16 => half(bf16::from_f32(value).to_bits()),
-                    KvKind::F32 => AtomicU32::from_ptr(base.0.cast::<u32>().add(index))
-                        .store(value.to_bits(), Ordering::Relaxed),
+                match kind.bytes() {
+                    4 => AtomicU32::from_ptr(base.0.cast::<u32>().add(index)).store(bits, Ordering::Relaxed),
+                    _ => AtomicU16::from_ptr(base.0.cast::<u16>().add(index))
+                        .store(bits as u16, Ordering::Relaxed),
                 }
             }
         };
-        let at_once = (8192 / width.max(1)).clamp(1, 16);
+        let at_once = (SMALL / width.max(1)).clamp(1, 16);
         pool.run(slots.len().div_ceil(at_once), &|part| {
             let first = part * at_once;
             for (slot, token) in slots[first..].iter().take(at_once).zip(first..) {
@@ -143,11 +162,18 @@ impl KvCache {
                 for head in 0..heads {
                     let start = (block * heads + head) * BLOCK * padded;
                     let fresh = token * width + head * dim;
-                    for (element, value) in keys[fresh..fresh + dim].iter().enumerate() {
-                        put(key_base, start + element * BLOCK + offset, *value);
-                    }
-                    for (element, value) in values[fresh..fresh + dim].iter().enumerate() {
-                        put(value_base, start + offset * padded + element, *value);
+                    for first in (0..dim).step_by(16) {
+                        let range = fresh + first..fresh + dim.min(first + 16);
+                        let key = bits(kind, &keys[range.clone()]);
+                        let value = bits(kind, &values[range.clone()]);
+                        for element in first..first + range.len() {
+                            put(key_base, start + element * BLOCK + offset, key[element - first]);
+                            put(
+                                value_base,
+                                start + offset * padded + element,
+                                value[element - first],
+                            );
+                        }
                     }
                 }
             }

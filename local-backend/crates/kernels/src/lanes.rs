@@ -93,6 +93,8 @@ pub(crate) unsafe trait Lanes {
     unsafe fn store(at: *mut f32, value: Self::F);
     /// Reads 16 f16.
     unsafe fn load_f16(at: *const u16) -> Self::F;
+    /// Writes 16 f16, rounded to even.
+    unsafe fn store_f16(at: *mut u16, value: Self::F);
     /// Reads 16 bf16.
     unsafe fn load_bf16(at: *const u16) -> Self::F;
     /// `a · b + c`, rounded once.

@@ -15,6 +15,9 @@ const IDLE_SPIN: Duration = Duration::from_micros(60);
 /// How long the loop's owner spins for the others' last indices before it sleeps.
 const END_SPIN: Duration = Duration::from_micros(30);
 
+/// Floats of small operations that one thread should take at a time: fewer take less time than to hand them over.
+pub(crate) const SMALL: usize = 2048;
+
 /// The loop body, with its lifetime taken away; see [`Pool::run`].
 type Body = *const (dyn Fn(usize) + Sync);
 
@@ -217,7 +220,7 @@ impl Pool {
     pub fn rows(&mut self, data: &mut [f32], width: usize, body: &(dyn Fn(usize, &mut [f32]) + Sync)) {
         let (rows, data) = (data.len() / width.max(1), Shared::new(data));
         // A few rows take less time than another thread takes to come.
-        let at_once = (8192 / width.max(1)).clamp(1, 16);
+        let at_once = (SMALL / width.max(1)).clamp(1, 16);
         self.run(rows.div_ceil(at_once), &|part| {
             for row in part * at_once..((part + 1) * at_once).min(rows) {
                 // SAFETY: each row is in one part.

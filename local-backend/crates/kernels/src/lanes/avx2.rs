@@ -98,6 +98,14 @@ unsafe impl Lanes for Avx2 {
         ]
     }
     #[inline(always)]
+    unsafe fn store_f16(at: *mut u16, value: F) {
+        _mm_storeu_si128(at.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[0]));
+        _mm_storeu_si128(
+            at.add(8).cast(),
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[1]),
+        );
+    }
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u16) -> F {
         [eight_bf16(at), eight_bf16(at.add(8))]
     }

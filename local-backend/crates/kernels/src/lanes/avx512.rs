@@ -36,6 +36,13 @@ unsafe impl Lanes for Avx512 {
         _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()))
     }
     #[inline(always)]
+    unsafe fn store_f16(at: *mut u16, value: __m512) {
+        _mm256_storeu_si256(
+            at.cast(),
+            _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value),
+        );
+    }
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u16) -> __m512 {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))

@@ -44,6 +44,11 @@ unsafe impl Lanes for Plain {
         each(|lane| f16::from_bits(bits[lane]).to_f32())
     }
     #[inline(always)]
+    unsafe fn store_f16(at: *mut u16, value: F) {
+        at.cast::<[u16; 16]>()
+            .write_unaligned(value.map(|value| f16::from_f32(value).to_bits()));
+    }
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u16) -> F {
         let bits = at.cast::<[u16; 16]>().read_unaligned();
         each(|lane| bf16::from_bits(bits[lane]).to_f32())
