@@ -23,6 +23,7 @@ mod visitor;
 use crate::client::Client;
 use crate::clock;
 use crate::gateway::{Gateway, h2_options, read_head, reuse};
+pub(crate) use alerts::alert_document;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;

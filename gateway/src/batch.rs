@@ -147,7 +147,7 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, id: Requ
 
 async fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Visit<'a>, Refusal> {
     let who = authenticate(gateway, client).await?;
-    let key_hash = key_hash(client)?.to_hex();
+    let key_hash = key_hash(gateway, client)?.to_hex();
     let desk = Desk {
         gateway: gateway.clone(),
         who,

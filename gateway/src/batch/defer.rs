@@ -57,7 +57,7 @@ pub(crate) async fn defer(
     let desk = Desk {
         gateway: gateway.clone(),
         who: who.clone(),
-        key_hash: key_hash(client)?.to_hex(),
+        key_hash: key_hash(gateway, client)?.to_hex(),
     };
     let micros = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
     let asked = Asked {
