@@ -77,7 +77,7 @@ if [ "$smoke" = no ]; then
 
 Tollgate runs.
   gateway  $url/v1      (base_url for the OpenAI SDK; for Anthropic's: $url)
-  admin    $admin_url   (/v1/budgets, /metrics)
+  admin    $admin_url   (/admin/v1/openapi.json, /metrics; also: tollgate keys|teams|budgets|audit --url $admin_url)
   engine   $engine/v1
   key      $key
 
@@ -94,8 +94,8 @@ fi
 
 curl -sfN -D "$state/head" "$url/v1/chat/completions" -H "Authorization: Bearer $key" -d "$body" >"$state/stream"
 request="$(sed -n 's/^x-tollgate-request-id: //Ip' "$state/head" | tr -d '\r')"
-curl -sf "$admin_url/v1/requests/$request" >"$state/request"
-curl -sf "$admin_url/v1/budgets" >"$state/budgets"
+curl -sf "$admin_url/admin/v1/requests/$request" >"$state/request"
+curl -sf "$admin_url/admin/v1/budgets" >"$state/budgets"
 python3 - "$state" <<'PY'
 import json, pathlib, sys
 state = pathlib.Path(sys.argv[1])
@@ -104,9 +104,10 @@ assert events and events[-1] == "[DONE]", "the stream did not come to its end"
 answer = "".join(c["delta"].get("content") or "" for e in events[:-1] for c in json.loads(e)["choices"])
 assert len(answer) > 20, f"no answer: {answer!r}"
 request = json.loads((state / "request").read_text())
-assert request["ending"] == "completed" and request["total"] != "$0.00", request
-budget = json.loads((state / "budgets").read_text())[0]
+assert request["ending"] == "completed" and request["charge_dollars"] != "0.00", request
+budget = json.loads((state / "budgets").read_text())["data"][0]
+standing = budget["standing"]
 print(f"answer:  {answer.strip()}")
-print(f"charge:  {request['total']} for {request['attempts'][0]['input_tokens']} tokens in, {request['attempts'][0]['output_tokens']} out")
-print(f"budget:  {budget['remaining']} of {budget['limit']} left for {budget['account']} this {budget['period']}")
+print(f"charge:  ${request['charge_dollars']} for {request['attempts'][0]['input_tokens']} tokens in, {request['attempts'][0]['output_tokens']} out")
+print(f"budget:  ${standing['remaining_dollars']} of ${standing['limit_dollars']} left for {budget['account']} this {budget['per']}")
 PY

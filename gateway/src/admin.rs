@@ -1,88 +1,129 @@
-//! The admin listener: health, readiness, metrics, budgets and stored requests.
+//! The admin listener: health, readiness, metrics, and the admin API.
+//!
+//! Owns: who may come in, and one answer to each request. Refuses to know: SQL; what each operation does is in a file of its
+//! own. Invariants: what is not in the table of routes is not there, and the document that tells of it is made from the
+//! table; every refusal is a [`Problem`] that says what to do.
+
+mod accounts;
+mod alerts;
+mod audit;
+mod budgets;
+mod form;
+mod idempotency;
+mod jobs;
+mod keys;
+mod openapi;
+mod policies;
+mod problem;
+mod requests;
+mod route;
+mod table;
+mod usage;
+mod visitor;
 
 use crate::client::Client;
 use crate::clock;
 use crate::gateway::{Gateway, h2_options, read_head, reuse};
 use async_trait::async_trait;
 use bytes::Bytes;
-use exchange::RequestId;
+use http::Method;
+use idempotency::{Once, Turn};
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::server::ShutdownWatch;
 use pingora_http::ResponseHeader;
+pub(crate) use problem::Problem;
+use route::{Call, Parameters, Route};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use visitor::Visitor;
+
+const JSON: &str = "application/json";
 
 pub(crate) struct Admin {
-    pub(crate) gateway: Arc<Gateway>,
-    pub(crate) options: HttpServerOptions,
+    gateway: Arc<Gateway>,
+    options: HttpServerOptions,
+    routes: Vec<Route>,
 }
 
 struct Reply {
     status: u16,
     kind: &'static str,
     body: Bytes,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl Reply {
-    fn json(status: u16, value: &serde_json::Value) -> Self {
+    fn new(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Self {
         Self {
             status,
-            kind: "application/json",
-            body: value.to_string().into(),
+            kind,
+            body: body.into(),
+            headers: Vec::new(),
         }
     }
 
-    fn error(status: u16, message: &str) -> Self {
-        Self::json(status, &json!({ "error": { "message": message } }))
+    fn json(status: u16, value: &serde_json::Value) -> Self {
+        Self::new(status, JSON, value.to_string())
+    }
+}
+
+impl From<Problem> for Reply {
+    fn from(problem: Problem) -> Self {
+        let mut headers = Vec::new();
+        if problem.status == 401 {
+            headers.push(("www-authenticate", "Bearer".to_owned()));
+        }
+        if let Some(allow) = problem.allow.clone() {
+            headers.push(("allow", allow));
+        }
+        let body = json!(problem).to_string();
+        Self {
+            status: problem.status,
+            kind: "application/problem+json",
+            body: body.into(),
+            headers,
+        }
     }
 }
 
 impl Admin {
-    async fn reply(&self, client: &mut Client) -> Reply {
-        let path = client.path().to_owned();
-        let path = path.as_str();
-        // Probes carry no secrets, and show none.
-        match path {
-            "/health" => return Reply::json(200, &json!({ "status": "ok" })),
-            "/health/readiness" => return self.readiness(),
-            _ => {}
-        }
-        if !self.may_enter(client) {
-            return Reply::error(401, "send the admin key as `Authorization: Bearer`");
-        }
-        match path {
-            "/metrics" => {
-                let text = self.gateway.meters.render(self.gateway.in_flight());
-                Reply {
-                    status: 200,
-                    kind: "text/plain; version=0.0.4",
-                    body: text.into(),
-                }
-            }
-            "/v1/budgets" => self.budgets(),
-            "/admin/v1/policies" => self.policies(client).await,
-            _ => match path.strip_prefix("/v1/requests/") {
-                Some(id) => self.request(id).await,
-                None => Reply::error(
-                    404,
-                    "the admin API has /health, /health/readiness, /metrics, /v1/budgets, /v1/requests/{id} and /admin/v1/policies",
-                ),
-            },
+    pub(crate) fn new(gateway: Arc<Gateway>) -> Self {
+        Self {
+            gateway,
+            options: Gateway::server_options(),
+            routes: table::routes(),
         }
     }
 
-    /// Compares hashes, so that the time taken tells nothing of the key.
-    fn may_enter(&self, client: &Client) -> bool {
-        let Some(key) = &self.gateway.config.admin.key else {
-            return true;
+    async fn reply(&self, client: &mut Client) -> Result<Reply, Problem> {
+        // Probes carry no secrets, and show none.
+        match client.path() {
+            "/health" => return Ok(Reply::json(200, &json!({ "status": "ok" }))),
+            "/health/readiness" => return Ok(self.readiness()),
+            _ => {}
+        }
+        let visitor = Visitor::of(&self.gateway, client)?;
+        if client.path() == "/metrics" {
+            visitor.must_see_everything()?;
+            let text = self.gateway.meters.render(self.gateway.in_flight());
+            return Ok(Reply::new(200, "text/plain; version=0.0.4", text));
+        }
+        let (route, parameters) = self.find(client)?;
+        visitor.must(route.may)?;
+        let body = if route.has_body() {
+            self.body(client).await?
+        } else {
+            Bytes::new()
         };
-        let given = client
-            .header("authorization")
-            .and_then(|value| value.strip_prefix("Bearer "));
-        given.is_some_and(|given| Sha256::digest(given.trim()) == Sha256::digest(key.expose()))
+        let call = Call {
+            gateway: self.gateway.clone(),
+            who: Arc::new(visitor),
+            now_us: clock::unix_us(),
+            parameters,
+        };
+        self.answer(client, route, (call, body)).await
     }
 
     fn readiness(&self) -> Reply {
@@ -92,70 +133,85 @@ impl Admin {
         }
     }
 
-    fn budgets(&self) -> Reply {
-        let balances = self.gateway.ledger.all_balances(clock::unix_us());
-        let shown = balances.iter().map(|balance| {
-            json!({
-                "budget": balance.budget.id,
-                "account": balance.budget.account.to_string(),
-                "period": balance.budget.spec.period.as_str(),
-                "limit": balance.limit.to_string(),
-                "spent": balance.spent.to_string(),
-                "reserved": balance.reserved.to_string(),
-                "remaining": balance.remaining().to_string(),
-            })
-        });
-        Reply::json(200, &shown.collect())
-    }
-
-    /// `GET`: the policy in force; `POST`: another one, judged before it is adopted.
-    async fn policies(&self, client: &mut Client) -> Reply {
-        if client.session.req_header().method.as_str() != "POST" {
-            let rules = self.gateway.rules.now();
-            return Reply::json(
-                200,
-                &json!({ "version": rules.policy.version(), "text": rules.text }),
+    fn find(&self, client: &Client) -> Result<(&Route, Parameters), Problem> {
+        let (method, path) = (&client.session.req_header().method, client.path());
+        let mut others = Vec::new();
+        for route in &self.routes {
+            if let Some(parameters) = route.matches(path) {
+                if route.method == *method {
+                    return Ok((route, parameters));
+                }
+                others.push(route.method.as_str());
+            }
+        }
+        if others.is_empty() {
+            let problem = Problem::new(404, "not_found", format!("there is nothing at {path}"));
+            return Err(
+                problem.hint("GET /admin/v1/openapi.json tells what there is, beside /health and /metrics")
             );
         }
+        let allow = others.join(", ");
+        let detail = format!("{path} does not take {method}");
+        let mut problem = Problem::new(405, "method_not_allowed", detail).hint(format!("it takes {allow}"));
+        problem.allow = Some(allow);
+        Err(problem)
+    }
+
+    async fn body(&self, client: &mut Client) -> Result<Bytes, Problem> {
         let limits = &self.gateway.config.limits;
-        let body = match client.read_body(limits.body_bytes, limits.body_timeout).await {
-            Ok(body) => body,
-            Err(Some(refusal)) => return Reply::error(refusal.status, &refusal.message),
-            Err(None) => return Reply::error(400, "the body did not arrive"),
+        let read = client.read_body(limits.body_bytes, limits.body_timeout).await;
+        read.map_err(|refusal| match refusal {
+            Some(refusal) => Problem::new(refusal.status, refusal.kind.as_str(), refusal.message),
+            None => Problem::invalid("the body did not arrive"),
+        })
+    }
+
+    /// Answers, or gives the answer that the same request got before.
+    async fn answer(
+        &self,
+        client: &Client,
+        route: &Route,
+        (call, body): (Call, Bytes),
+    ) -> Result<Reply, Problem> {
+        let uri = &client.session.req_header().uri;
+        let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or("").to_owned());
+        let key = client
+            .header("idempotency-key")
+            .filter(|_| route.method == Method::POST);
+        let Some(key) = key else {
+            return run(route, call, (&query, &body)).await;
         };
-        let Ok(text) = std::str::from_utf8(&body) else {
-            return Reply::error(400, "a policy is UTF-8 text");
-        };
-        match tokio::task::block_in_place(|| self.gateway.rules.put(text)) {
-            Ok(told) => Reply::json(200, &told),
-            Err(rejected) => {
-                let mistakes = rejected.0.iter().map(|one| {
-                    json!({
-                        "line": one.line, "column": one.column, "path": one.path, "problem": one.problem,
-                        "hint": one.hint,
-                    })
-                });
-                let mistakes: Vec<_> = mistakes.collect();
-                let message = "the policy was not adopted; the one in force stays";
-                Reply::json(
-                    422,
-                    &json!({ "error": { "message": message, "mistakes": mistakes } }),
-                )
+        let bearer = client.header("authorization").unwrap_or("");
+        let once = Once::new((&call.who, bearer), key, (&path, &body))?;
+        let ledger = self.gateway.ledger.clone();
+        match once.begin(&ledger).await? {
+            Turn::Again { status, body } => {
+                let kind = if status < 400 {
+                    JSON
+                } else {
+                    "application/problem+json"
+                };
+                let mut reply = Reply::new(status, kind, body);
+                reply.headers.push(("idempotency-replayed", "true".to_owned()));
+                Ok(reply)
+            }
+            Turn::Answer => {
+                let reply = run(route, call, (&query, &body))
+                    .await
+                    .unwrap_or_else(Reply::from);
+                once.end(&ledger, reply.status, &reply.body).await;
+                Ok(reply)
             }
         }
     }
+}
 
-    async fn request(&self, id: &str) -> Reply {
-        let Ok(id) = uuid::Uuid::parse_str(id) else {
-            return Reply::error(400, "that is not a request id");
-        };
-        self.gateway.ledger.flush().await;
-        match self.gateway.ledger.request(RequestId(id)).await {
-            Ok(Some(request)) => Reply::json(200, &json!(request)),
-            Ok(None) => Reply::error(404, "no such request"),
-            Err(error) => Reply::error(503, &error.to_string()),
-        }
-    }
+async fn run(route: &Route, call: Call, (query, body): (&str, &Bytes)) -> Result<Reply, Problem> {
+    let answer = route.run(call, query, body).await?;
+    Ok(match answer {
+        Some(value) => Reply::json(route.status, &value),
+        None => Reply::new(route.status, JSON, Bytes::new()),
+    })
 }
 
 #[async_trait]
@@ -167,9 +223,16 @@ impl HttpServerApp for Admin {
     ) -> Option<ReusedHttpStream> {
         let session = read_head(session, shutdown, self.gateway.config.limits.keepalive).await?;
         let mut client = Client::new(session);
-        let reply = self.reply(&mut client).await;
-        let mut head = ResponseHeader::build(reply.status, Some(2)).ok()?;
-        head.insert_header("content-type", reply.kind).ok()?;
+        let reply = self.reply(&mut client).await.unwrap_or_else(Reply::from);
+        let mut head = ResponseHeader::build(reply.status, Some(4)).ok()?;
+        if !reply.body.is_empty() {
+            head.insert_header("content-type", reply.kind).ok()?;
+        }
+        for (name, value) in reply.headers {
+            head.insert_header(name, value).ok()?;
+        }
+        // Answers hold keys, and what is nobody else's business.
+        head.insert_header("cache-control", "no-store").ok()?;
         client.answer(head, reply.body).await.ok()?;
         if client.reusable {
             reuse(client.session).await

@@ -7,6 +7,7 @@ use crate::clock;
 use crate::config::{Config, Listen};
 use crate::fleet::{Billed, Price};
 use crate::gateway::Gateway;
+use crate::learn;
 use crate::limits::RateLimits;
 use crate::listen::{Certificate, Listener};
 use crate::memory::Memory;
@@ -18,19 +19,22 @@ use crate::telemetry::{self, Meters, ShareMeters};
 use crate::upstream::Upstream;
 use anyhow::Context;
 use ledger::Ledger;
-use router_policies::{Finding, Policy};
+use router_policies::predict::Predictor;
+use router_policies::{Finding, Policy, Severity};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
 /// How long streams that were told to end have to do so.
 const CUT: Duration = Duration::from_secs(2);
+/// Lint's code of a deployment without a price.
+const UNPRICED: &str = "unpriced_deployment";
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How often the policy's file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -66,10 +70,28 @@ pub(crate) fn check(config: &Config, policy: &Policy, text: &str) -> anyhow::Res
     Ok(router_policies::lint(policy, text, Some(&priced)).findings)
 }
 
+/// A gateway does not start on a policy that does not do what it says, as it takes none while it runs. A deployment whose
+/// price a list no longer has is only told: prices change while nobody touches the policy.
+fn refuse_lint_errors(config: &Config, (policy, text): &(Policy, String)) -> anyhow::Result<()> {
+    let (mut refused, file) = (0, config.policy.display());
+    for finding in check(config, policy, text)? {
+        if finding.severity == Severity::Error {
+            tracing::error!("{file}:{finding}");
+            refused += usize::from(finding.code != UNPRICED);
+        }
+    }
+    anyhow::ensure!(
+        refused == 0,
+        "the policy {file} has errors that lint finds, {refused} in all; `tollgate check` shows them"
+    );
+    Ok(())
+}
+
 /// Runs the gateway until SIGTERM or SIGINT.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
     let (config, policy) = cli::read(path)?;
     telemetry::install_logs(&config.log);
+    refuse_lint_errors(&config, &policy)?;
     // The ledger writes thousands of rows at a time, which takes milliseconds that no stream should wait for: it has a
     // thread of its own.
     let bookkeeping = tokio::runtime::Builder::new_multi_thread()
@@ -102,7 +124,9 @@ async fn serve(
     let renewal = Renewal::new(path, &config, pricing.clone());
     let rules = rulebook(&mut config, policy, pricing)?;
     let memory = Memory::default();
-    let records = Records::open(config.records.as_deref(), &memory)?;
+    let records = Records::open(config.records.as_deref())?;
+    let predictor = predictor(config.predictor.as_deref())?;
+    let (tell, told) = mpsc::channel(learn::WAITING);
     let settings = ledger::Settings {
         database: config.database.clone(),
         journal: config.journal.clone(),
@@ -129,6 +153,8 @@ async fn serve(
         rules,
         memory,
         records,
+        predictor,
+        told: tell,
         ledger,
         batch,
         limits,
@@ -147,6 +173,7 @@ async fn serve(
             }
         });
     }
+    tasks.spawn(learn::keep(gateway.clone(), told, stop.clone()));
     let mut out = std::io::stdout();
     let mut certificates = Vec::new();
     for listener in listeners {
@@ -162,10 +189,7 @@ async fn serve(
     tasks.spawn(batch::run(gateway.clone(), stop.clone()));
     writeln!(out, "admin on {}", admin.url())?;
     out.flush()?;
-    let app = Arc::new(Admin {
-        gateway: gateway.clone(),
-        options: Gateway::server_options(),
-    });
+    let app = Arc::new(Admin::new(gateway.clone()));
     // The admin listener outlives the others, so that a drain can be watched.
     let (stop_admin, admin_stop) = watch::channel(false);
     let mut admin_tasks = JoinSet::new();
@@ -184,6 +208,7 @@ async fn serve(
         let _ = timeout(CUT, idle(&gateway)).await;
     }
     let _ = stop_admin.send(true);
+    learn::keep_counts(&gateway, false).await;
     gateway.ledger.close().await;
     Ok(())
 }
@@ -227,6 +252,16 @@ async fn idle(gateway: &Gateway) {
     while gateway.in_flight() > 0 {
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// The shipped one, or that of a file.
+fn predictor(file: Option<&Path>) -> anyhow::Result<Predictor> {
+    let Some(file) = file else {
+        return Ok(Predictor::shipped()?);
+    };
+    let shown = file.display();
+    let bytes = std::fs::read(file).with_context(|| format!("the predictor {shown} cannot be read"))?;
+    Predictor::load(&bytes).with_context(|| format!("the predictor {shown}"))
 }
 
 fn limits(config: &Config) -> anyhow::Result<RateLimits> {

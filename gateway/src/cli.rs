@@ -1,12 +1,15 @@
 //! The command line.
 
+mod admin;
 mod export;
+mod policy;
 mod prices;
 
 use crate::config::{self, Config, Document};
 use crate::{boot, clock, quickstart};
 use clap::{Parser, Subcommand};
-use router_policies::Policy;
+use router_policies::tool::Format;
+use router_policies::{Policy, Severity};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -63,10 +66,64 @@ enum Command {
         #[command(subcommand)]
         command: prices::PricesCommand,
     },
-    /// Gateway keys.
+    /// Check, test, explain, compare and replay routing policies; `--from-ledger` reads what the gateway recorded.
+    Policy {
+        #[command(subcommand)]
+        command: router_policies::tool::Command,
+        /// Print JSON instead of text.
+        #[arg(long, global = true)]
+        json: bool,
+    },
+    /// Keys of a running gateway.
+    Keys {
+        #[command(subcommand)]
+        command: admin::keys::KeysCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Organisations, teams and workflows of a running gateway.
+    Teams {
+        #[command(subcommand)]
+        command: admin::teams::TeamsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Budgets of a running gateway.
+    Budgets {
+        #[command(subcommand)]
+        command: admin::budgets::BudgetsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Jobs of a running gateway: batches, and requests that may wait.
+    Jobs {
+        #[command(subcommand)]
+        command: admin::jobs::JobsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Who changed what in a running gateway, when and why, the latest first.
+    Audit {
+        #[command(subcommand)]
+        command: Option<AuditCommand>,
+        #[command(flatten)]
+        listing: admin::Listing,
+        #[command(flatten)]
+        access: admin::Access,
+    },
+    /// Keys for the configuration file.
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// What ran at once and could have waited, with the money left on the table and what waiting would cost in time.
+    Batch {
+        #[command(flatten)]
+        since: admin::jobs::Since,
     },
 }
 
@@ -78,7 +135,12 @@ enum KeyCommand {
 
 /// Runs the command; the one place where an error becomes an exit status.
 pub(crate) fn run() -> ExitCode {
-    match execute(Arguments::parse().command) {
+    let command = Arguments::parse().command;
+    if let Command::Policy { command, json } = command {
+        let format = if json { Format::Json } else { Format::Text };
+        return policy::run(command, format).into();
+    }
+    match execute(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut line = format!("tollgate: {error}");
@@ -97,9 +159,19 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Serve { config } => boot::run(&config),
         Command::Check { config } => {
             let (read, (policy, text)) = read(&config)?;
-            for finding in boot::check(&read, &policy, &text)? {
+            let findings = boot::check(&read, &policy, &text)?;
+            for finding in &findings {
                 writeln!(out, "{}:{finding}", read.policy.display())?;
             }
+            let errors = findings
+                .iter()
+                .filter(|one| one.severity == Severity::Error)
+                .count();
+            anyhow::ensure!(
+                errors == 0,
+                "{}: lint finds {errors} errors in the policy",
+                config.display()
+            );
             let (keys, providers) = (read.keys.len(), read.providers.len());
             let deployments = policy.deployments().len();
             writeln!(
@@ -140,8 +212,24 @@ fn execute(command: Command) -> anyhow::Result<()> {
             )?;
             boot::run(&config)
         }
+        // Ran before, for its exit status is its own.
+        Command::Policy { .. } => Ok(()),
         Command::Export { command } => export::run(command, &mut out),
         Command::Prices { command } => prices::run(command, &mut out),
+        Command::Keys { command, access } => admin::keys::run(command, access, &mut out),
+        Command::Teams { command, access } => admin::teams::run(command, access, &mut out),
+        Command::Budgets { command, access } => admin::budgets::run(command, access, &mut out),
+        Command::Jobs { command, access } => admin::jobs::run(command, access, &mut out),
+        Command::Audit {
+            command: Some(AuditCommand::Batch { since }),
+            access,
+            ..
+        } => admin::jobs::audit(&since, access, &mut out),
+        Command::Audit {
+            command: None,
+            listing,
+            access,
+        } => admin::audit::run(&listing, access, &mut out),
         Command::Key {
             command: KeyCommand::Create,
         } => {

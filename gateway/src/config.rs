@@ -42,6 +42,10 @@ pub(crate) struct Config {
     pub(crate) policy: PathBuf,
     /// Where decisions are recorded for replay.
     pub(crate) records: Option<PathBuf>,
+    /// They are kept in the ledger too.
+    pub(crate) keeps_decisions: bool,
+    /// A predictor in place of the shipped one.
+    pub(crate) predictor: Option<PathBuf>,
     pub(crate) providers: Vec<Provider>,
     pub(crate) accounts: Vec<AccountSpec>,
     pub(crate) keys: Vec<KeySpec>,

@@ -10,14 +10,15 @@ use crate::rules::Rulebook;
 use crate::serve;
 use crate::telemetry::Meters;
 use async_trait::async_trait;
-use ledger::Ledger;
+use ledger::{Ledger, Outcome};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::server::ShutdownWatch;
+use router_policies::predict::Predictor;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// The gateway.
 pub(crate) struct Gateway {
@@ -25,6 +26,10 @@ pub(crate) struct Gateway {
     pub(crate) rules: Rulebook,
     pub(crate) memory: Memory,
     pub(crate) records: Records,
+    /// Asked where a policy says so.
+    pub(crate) predictor: Predictor,
+    /// Outcomes told by headers, on their way to the ledger.
+    pub(crate) told: mpsc::Sender<Vec<Outcome>>,
     pub(crate) ledger: Ledger,
     pub(crate) batch: Batch,
     pub(crate) limits: Arc<RateLimits>,
@@ -49,6 +54,11 @@ impl Gateway {
         if self.cut.clone().wait_for(|cut| *cut).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// What decisions depend on is kept, in a file or in the ledger.
+    pub(crate) fn keeps_decisions(&self) -> bool {
+        self.config.keeps_decisions || self.records.wanted()
     }
 
     /// Exchanges running now.

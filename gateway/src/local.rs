@@ -3,11 +3,13 @@
 use crate::accept::{Endpoint, authenticate, dialect_of};
 use crate::client::Client;
 use crate::gateway::Gateway;
+use crate::learn;
 use crate::memory::OutcomeForm;
 use crate::refuse::refuse;
 use bytes::Bytes;
 use dialect::ModelEntry;
 use exchange::{Refusal, RefusalKind, RequestId};
+use ledger::StoreError;
 use pingora_http::ResponseHeader;
 use serde_json::json;
 use std::sync::Arc;
@@ -79,16 +81,17 @@ async fn outcome(gateway: &Gateway, client: &mut Client) -> Result<Option<Bytes>
     };
     let form: OutcomeForm =
         serde_json::from_slice(&body).map_err(|error| invalid(format!("that is no outcome: {error}")))?;
-    if form.request_id.is_some() == form.workflow_run_id.is_some() {
-        return Err(invalid(
-            "an outcome is of one `request_id` or of one `workflow_run_id`".into(),
-        ));
-    }
-    let found = gateway.memory.outcome(&who.account.org, &form);
-    let count = found.len();
-    tracing::debug!(value = ?form.value, note = ?form.note, count, "an outcome was told");
-    for told in found {
-        gateway.records.outcome(told);
-    }
-    Ok(Some(json!({ "requests": count }).to_string().into()))
+    form.check().map_err(invalid)?;
+    let unkept = |error: StoreError| {
+        Refusal::new(
+            RefusalKind::StoreUnavailable,
+            format!("the outcome was not kept: {error}"),
+        )
+        .hint("tell it again in a moment")
+    };
+    let told = learn::told(gateway, &who.account.org, &form)
+        .await
+        .map_err(unkept)?;
+    learn::tell(gateway, &told).await.map_err(unkept)?;
+    Ok(Some(json!({ "requests": told.len() }).to_string().into()))
 }

@@ -1,10 +1,13 @@
 //! What this process remembers between requests: where conversations were answered, and what callers said of answers.
 //!
-//! Owns: conversations, outcomes, retries. Refuses to know: policies, prices, prompt text. Invariants: bounded: the
-//! older half is forgotten when a store is full; a caller can speak only of requests of its own organisation.
+//! Owns: conversations, what outcomes taught, how often answers were asked for again. Refuses to know: policies, prices,
+//! prompt text, the ledger that keeps what was learned (`learn` does). Invariants: bounded: the older half is forgotten
+//! when a store is full; a caller can speak only of requests of its own organisation; an outcome teaches once.
 
 use crate::clock;
-use exchange::{AccountPath, Conversation, Facts, RequestId};
+use exchange::{AccountPath, Conversation, Facts, Money, Offer, RequestId, Worth};
+use ledger::{Answered, Outcome};
+use router_policies::predict::correction::{Corrections, Observed, Scope, Surprise};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,22 +23,34 @@ const RUN: usize = 64;
 /// The labels that name a run: metadata `run_id`, or `x-tollgate-tag-run`.
 const RUN_LABELS: [&str; 2] = ["run_id", "run"];
 
-/// What is known of answers of one deployment to one workflow.
+/// Workflows whose answers are counted.
+const COUNTED: usize = 10_000;
+/// The longest note that is kept, in characters.
+const NOTE: usize = 2_000;
+
+/// How often answers of one deployment to one workflow were asked for again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    pub(crate) successes: u32,
-    pub(crate) failures: u32,
-    pub(crate) calls: u32,
-    pub(crate) retries: u32,
+struct Tally {
+    calls: u64,
+    retries: u64,
+    escalations: u64,
 }
 
 impl Tally {
-    pub(crate) fn retry_permille(&self) -> u16 {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            calls: self.calls + other.calls,
+            retries: self.retries + other.retries,
+            escalations: self.escalations + other.escalations,
+        }
+    }
+
+    fn permille(&self, of: u64) -> u16 {
         // A rate of few calls is no rate.
         if self.calls < 20 {
             return 0;
         }
-        u16::try_from(u64::from(self.retries) * 1000 / u64::from(self.calls)).unwrap_or(u16::MAX)
+        u16::try_from(of * 1000 / self.calls).unwrap_or(u16::MAX)
     }
 }
 
@@ -45,22 +60,21 @@ struct Served {
     org: Arc<str>,
     workflow: Arc<str>,
     deployment: Arc<str>,
-    told: bool,
+    believed_ppm: u32,
+    worth: Worth,
 }
 
-/// An outcome as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Told {
-    pub(crate) org: Arc<str>,
-    pub(crate) workflow: Arc<str>,
-    pub(crate) deployment: Arc<str>,
-    pub(crate) success: bool,
-    /// The first outcome told of its request.
-    pub(crate) is_new: bool,
+/// Who answers a request, and what was expected of the answer.
+pub(crate) struct Answer<'a> {
+    pub(crate) workflow: &'a Arc<str>,
+    pub(crate) deployment: &'a Arc<str>,
+    /// P(success) before outcomes had their word.
+    pub(crate) believed_ppm: u32,
+    pub(crate) worth: Worth,
 }
 
 /// What a caller says of an answer.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct OutcomeForm {
     #[serde(default)]
@@ -68,11 +82,73 @@ pub(crate) struct OutcomeForm {
     #[serde(default)]
     pub(crate) workflow_run_id: Option<String>,
     pub(crate) success: bool,
-    /// Dollars; kept in the log only.
+    /// Dollars that it was worth, a number or a text; left out: what the policy says.
     #[serde(default)]
-    pub(crate) value: Option<serde_json::Value>,
+    value: Option<serde_json::Value>,
     #[serde(default)]
-    pub(crate) note: Option<String>,
+    note: Option<String>,
+}
+
+impl OutcomeForm {
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.request_id.is_some() == self.workflow_run_id.is_some() {
+            return Err("an outcome is of one `request_id` or of one `workflow_run_id`".into());
+        }
+        if let Some(value) = &self.value
+            && self.stated().is_none()
+        {
+            return Err(format!(
+                "`value` is {value}, which is no amount of dollars such as 1.50"
+            ));
+        }
+        if self.note.as_ref().is_some_and(|note| note.chars().count() > NOTE) {
+            return Err(format!("`note` is longer than {NOTE} characters"));
+        }
+        Ok(())
+    }
+
+    fn stated(&self) -> Option<Money> {
+        match self.value.as_ref()? {
+            serde_json::Value::String(text) => Money::parse_dollars(text.trim()).ok(),
+            serde_json::Value::Number(number) => Money::parse_dollars(&number.to_string()).ok(),
+            _ => None,
+        }
+    }
+
+    fn of(&self, request: RequestId, served: &Served) -> Outcome {
+        let stated = self.stated();
+        let by_policy = if self.success {
+            served.worth.value_per_success
+        } else {
+            Money::ZERO.minus(served.worth.failure_cost)
+        };
+        Outcome {
+            request,
+            told_us: clock::unix_us(),
+            org: served.org.clone(),
+            workflow: served.workflow.clone(),
+            deployment: served.deployment.clone(),
+            success: self.success,
+            value: stated.unwrap_or(by_policy),
+            stated: stated.is_some(),
+            believed_ppm: served.believed_ppm,
+            note: self.note.clone(),
+        }
+    }
+
+    /// The outcome of a request that this process does not remember.
+    pub(crate) fn elsewhere(&self, request: RequestId, org: &Arc<str>, answer: &Answer<'_>) -> Outcome {
+        let served = Served {
+            org: org.clone(),
+            workflow: answer.workflow.clone(),
+            deployment: answer.deployment.clone(),
+            believed_ppm: answer.believed_ppm,
+            worth: answer.worth,
+        };
+        self.of(request, &served)
+    }
 }
 
 /// A map of bounded size: what was not touched while it filled up is forgotten.
@@ -108,8 +184,8 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
     }
 }
 
-/// By deployment.
-pub(crate) type Tallies = HashMap<Arc<str>, Tally>;
+/// By organisation and workflow, then by deployment.
+type Tallies = HashMap<(Arc<str>, Arc<str>), HashMap<Arc<str>, Tally>>;
 
 #[derive(Default)]
 struct Said {
@@ -117,8 +193,13 @@ struct Said {
     runs: Bounded<(Arc<str>, Box<str>), Vec<RequestId>>,
     /// The same request within a run: when, and where it went.
     again: Bounded<u64, (u64, Arc<str>)>,
-    /// By organisation and workflow, then by deployment.
-    tallies: HashMap<(Arc<str>, Arc<str>), Tallies>,
+    learned: Corrections,
+    /// Requests whose outcome has been learned from.
+    taught: Bounded<RequestId, ()>,
+    /// Counted since the last time that counts were taken away to be kept.
+    fresh: Tallies,
+    /// Counts that are kept, of all nodes.
+    kept: Tallies,
 }
 
 /// The stores.
@@ -173,15 +254,19 @@ impl Memory {
         &self,
         request: RequestId,
         (account, facts): (&AccountPath, &Facts),
-        (workflow, deployment): (&Arc<str>, &Arc<str>),
+        answer: &Answer<'_>,
     ) {
+        let (workflow, deployment) = (answer.workflow, answer.deployment);
         let mut said = locked(&self.said);
-        tally(&mut said, (&account.org, workflow), deployment).calls += 1;
+        count(&mut said.fresh, (&account.org, workflow), deployment, |tally| {
+            tally.calls += 1
+        });
         let served = Served {
             org: account.org.clone(),
             workflow: workflow.clone(),
             deployment: deployment.clone(),
-            told: false,
+            believed_ppm: answer.believed_ppm,
+            worth: answer.worth,
         };
         said.requests.put(request, served);
         let Some(run) = run_of(facts) else {
@@ -198,95 +283,169 @@ impl Memory {
         let (canonical, now) = (hasher.finish(), clock::monotonic_ms());
         let before = said.again.get(&canonical).cloned();
         if let Some((_, retried)) = before.filter(|(at, _)| now.saturating_sub(*at) < AGAIN_MS) {
-            tally(&mut said, (&account.org, workflow), &retried).retries += 1;
+            let is_elsewhere = retried != *deployment;
+            count(&mut said.fresh, (&account.org, workflow), &retried, |tally| {
+                tally.retries += u64::from(!is_elsewhere);
+                tally.escalations += u64::from(is_elsewhere);
+            });
         }
         said.again.put(canonical, (now, deployment.clone()));
     }
 
-    /// Takes an outcome. Returns what it is about; what was told before counts once.
-    pub(crate) fn outcome(&self, org: &Arc<str>, form: &OutcomeForm) -> Vec<Told> {
-        let mut said = locked(&self.said);
+    /// The outcomes that a caller tells, of requests that this process remembers.
+    pub(crate) fn told(&self, org: &Arc<str>, form: &OutcomeForm) -> Vec<Outcome> {
+        let said = locked(&self.said);
         let mut about: Vec<RequestId> = Vec::new();
-        about.extend(
-            form.request_id
-                .as_deref()
-                .and_then(|id| uuid::Uuid::parse_str(id).ok())
-                .map(RequestId),
-        );
+        about.extend(form.request_id.as_deref().and_then(request_id));
         if let Some(run) = &form.workflow_run_id {
             let key = (org.clone(), run.as_str().into());
             about.extend(said.runs.get(&key).into_iter().flatten().copied());
         }
-        let mut found = Vec::new();
-        for request in about {
-            let Some(served) = said
-                .requests
-                .get_mut(&request)
-                .filter(|served| served.org == *org)
-            else {
-                continue;
-            };
-            let told = Told {
-                org: org.clone(),
-                workflow: served.workflow.clone(),
-                deployment: served.deployment.clone(),
-                success: form.success,
-                is_new: !std::mem::replace(&mut served.told, true),
-            };
-            if told.is_new {
-                count(&mut said, &told);
-            }
-            found.push(told);
-        }
-        found
+        let known = about
+            .into_iter()
+            .filter_map(|request| Some((request, said.requests.get(&request)?)));
+        known
+            .filter(|(_, served)| served.org == *org)
+            .map(|(request, served)| form.of(request, served))
+            .collect()
     }
 
     /// An outcome told by a header of the run's next request.
-    pub(crate) fn outcome_of_run(&self, org: &Arc<str>, facts: &Facts, success: bool) -> Vec<Told> {
+    pub(crate) fn told_of_run(&self, org: &Arc<str>, facts: &Facts, success: bool) -> Vec<Outcome> {
         let Some(run) = run_of(facts) else {
             return Vec::new();
         };
         let form = OutcomeForm {
-            request_id: None,
             workflow_run_id: Some(run.into()),
             success,
-            value: None,
-            note: None,
+            ..OutcomeForm::default()
         };
-        self.outcome(org, &form)
+        self.told(org, &form)
     }
 
-    /// Counts what was told to a process before this one.
-    pub(crate) fn recall(&self, told: &Told) {
-        count(&mut locked(&self.said), told);
+    /// Learns from outcomes, each once.
+    pub(crate) fn learn<'o>(&self, outcomes: impl IntoIterator<Item = &'o Outcome>) {
+        let mut said = locked(&self.said);
+        for outcome in outcomes {
+            if said.taught.get(&outcome.request).is_some() {
+                continue;
+            }
+            said.taught.put(outcome.request, ());
+            let observed = Observed {
+                believed: outcome.believed_ppm as f32 / 1e6,
+                success: outcome.success,
+                weight: 1.0,
+            };
+            let scope = scope(&outcome.org, &outcome.workflow);
+            said.learned.observe(&scope, &outcome.deployment, observed);
+        }
     }
 
-    /// What is known of an organisation's workflow, by deployment.
-    pub(crate) fn tallies(&self, org: &Arc<str>, workflow: &Arc<str>) -> Tallies {
-        locked(&self.said)
-            .tallies
-            .get(&(org.clone(), workflow.clone()))
-            .cloned()
-            .unwrap_or_default()
+    /// What outcomes said of each deployment in an organisation's workflow. How often answers were asked for again goes
+    /// into the offers.
+    pub(crate) fn learned<'d>(
+        &self,
+        (org, workflow): (&Arc<str>, &Arc<str>),
+        deployments: impl Iterator<Item = &'d Arc<str>>,
+        offers: &mut [Offer],
+    ) -> Vec<Option<Surprise>> {
+        let said = locked(&self.said);
+        let scope = scope(org, workflow);
+        let key = (org.clone(), workflow.clone());
+        let (fresh, kept) = (said.fresh.get(&key), said.kept.get(&key));
+        let of = |tallies: Option<&HashMap<Arc<str>, Tally>>, deployment| {
+            tallies
+                .and_then(|tallies| tallies.get(deployment))
+                .copied()
+                .unwrap_or_default()
+        };
+        let mut surprises = Vec::new();
+        for (index, deployment) in deployments.enumerate() {
+            let tally = of(fresh, deployment).plus(of(kept, deployment));
+            if let Some(offer) = offers.get_mut(index) {
+                offer.retry_permille = tally.permille(tally.retries);
+                offer.escalation_permille = tally.permille(tally.escalations);
+            }
+            if let Some(surprise) = said.learned.surprise(&scope, deployment) {
+                surprises.resize(index, None);
+                surprises.push(Some(surprise));
+            }
+        }
+        surprises
+    }
+
+    /// Takes the counts that have not been kept yet.
+    pub(crate) fn take_answered(&self) -> Vec<Answered> {
+        let fresh = std::mem::take(&mut locked(&self.said).fresh);
+        let flat = fresh.into_iter().flat_map(|((org, workflow), by_deployment)| {
+            by_deployment
+                .into_iter()
+                .map(move |(deployment, tally)| Answered {
+                    org: org.clone(),
+                    workflow: workflow.clone(),
+                    deployment,
+                    calls: tally.calls,
+                    retries: tally.retries,
+                    escalations: tally.escalations,
+                })
+        });
+        flat.collect()
+    }
+
+    /// Counts that were taken and are kept now.
+    pub(crate) fn add_kept(&self, answered: &[Answered]) {
+        add(&mut locked(&self.said).kept, answered);
+    }
+
+    /// Counts that were taken and could not be kept.
+    pub(crate) fn give_back(&self, answered: &[Answered]) {
+        add(&mut locked(&self.said).fresh, answered);
+    }
+
+    /// All that is kept, in place of what was known of it.
+    pub(crate) fn set_kept(&self, answered: &[Answered]) {
+        let mut kept = Tallies::default();
+        add(&mut kept, answered);
+        locked(&self.said).kept = kept;
     }
 }
 
-fn count(said: &mut Said, told: &Told) {
-    let tally = tally(said, (&told.org, &told.workflow), &told.deployment);
-    if told.success {
-        tally.successes += 1;
-    } else {
-        tally.failures += 1;
+pub(crate) fn request_id(text: &str) -> Option<RequestId> {
+    uuid::Uuid::parse_str(text).ok().map(RequestId)
+}
+
+fn scope(org: &str, workflow: &str) -> Scope {
+    Scope {
+        tenant: org.into(),
+        workflow: workflow.into(),
     }
 }
 
-fn tally<'a>(
-    said: &'a mut Said,
+fn add(tallies: &mut Tallies, answered: &[Answered]) {
+    for one in answered {
+        let more = Tally {
+            calls: one.calls,
+            retries: one.retries,
+            escalations: one.escalations,
+        };
+        count(tallies, (&one.org, &one.workflow), &one.deployment, |tally| {
+            *tally = tally.plus(more);
+        });
+    }
+}
+
+/// Names are the callers' to choose, so that there may be no end of them.
+fn count(
+    tallies: &mut Tallies,
     (org, workflow): (&Arc<str>, &Arc<str>),
     deployment: &Arc<str>,
-) -> &'a mut Tally {
-    let by_deployment = said.tallies.entry((org.clone(), workflow.clone())).or_default();
-    by_deployment.entry(deployment.clone()).or_default()
+    change: impl FnOnce(&mut Tally),
+) {
+    let key = (org.clone(), workflow.clone());
+    if tallies.len() < COUNTED || tallies.contains_key(&key) {
+        let by_deployment = tallies.entry(key).or_default();
+        change(by_deployment.entry(deployment.clone()).or_default());
+    }
 }
 
 #[cfg(test)]
@@ -319,32 +478,92 @@ mod tests {
             request_id: request.map(|id| id.to_string()),
             workflow_run_id: run.map(Into::into),
             success,
-            value: None,
-            note: None,
+            ..OutcomeForm::default()
+        }
+    }
+
+    fn answer<'a>(workflow: &'a Arc<str>, deployment: &'a Arc<str>) -> Answer<'a> {
+        Answer {
+            workflow,
+            deployment,
+            believed_ppm: 800_000,
+            worth: Worth {
+                value_per_success: Money::from_dollars(3),
+                failure_cost: Money::from_dollars(2),
+                ..Worth::default()
+            },
         }
     }
 
     #[test]
-    fn an_outcome_counts_once_and_only_for_its_own_organisation() {
+    fn an_outcome_teaches_once_and_only_for_its_own_organisation() {
         let memory = Memory::default();
-        let (workflow, deployment): (Arc<str>, Arc<str>) = ("w".into(), "d".into());
-        let (first, second) = (RequestId::new(1, [1; 10]), RequestId::new(2, [2; 10]));
-        for request in [first, second] {
-            let asked = (&account("acme"), &facts(1, Some("run-1")));
-            memory.served(request, asked, (&workflow, &deployment));
-        }
+        let (workflow, mini, big): (Arc<str>, Arc<str>, Arc<str>) = ("w".into(), "mini".into(), "big".into());
         let (acme, other): (Arc<str>, Arc<str>) = ("acme".into(), "other".into());
-        assert_eq!(memory.outcome(&other, &form(Some(first), None, true)), []);
-        assert_eq!(memory.outcome(&acme, &form(Some(first), None, false)).len(), 1);
-        let run = memory.outcome(&acme, &form(None, Some("run-1"), true));
+        let known = |org: &Arc<str>| {
+            let mut offers = vec![Offer::default(); 2];
+            let surprises = memory.learned((org, &workflow), [&mini, &big].into_iter(), &mut offers);
+            (surprises, offers)
+        };
+        let mut requests = Vec::new();
+        for (number, deployment) in (1..=30).map(|number| (number, if number == 30 { &big } else { &mini })) {
+            let request = RequestId::new(number, [1; 10]);
+            let asked = (&account("acme"), &facts(1, Some("run-1")));
+            memory.served(request, asked, &answer(&workflow, deployment));
+            requests.push(request);
+        }
+        assert_eq!(memory.told(&other, &form(Some(requests[0]), None, true)), []);
+        let failed = memory.told(&acme, &form(Some(requests[0]), None, false));
+        assert_eq!((failed.len(), failed[0].value), (1, Money::from_dollars(-2)));
+        memory.learn(&failed);
+        memory.learn(&failed);
+        let (surprises, offers) = known(&acme);
+        let [Some(surprise)] = surprises.as_slice() else {
+            panic!("{surprises:?}")
+        };
+        assert!((surprise.outcomes() - 1.0).abs() < 0.01);
+        assert!(surprise.correct((0.8, 0.1)).0 < 0.8);
+        // The same request 28 times more of mini, then once of another.
         assert_eq!(
-            run.iter().map(|told| told.is_new).collect::<Vec<_>>(),
-            [false, true]
+            (offers[0].retry_permille, offers[0].escalation_permille),
+            (965, 34)
         );
-        let tally = memory.tallies(&acme, &workflow)[&deployment];
-        assert_eq!((tally.successes, tally.failures, tally.calls), (1, 1, 2));
-        assert_eq!(tally.retries, 1, "the same request twice in a run is a retry");
-        assert!(memory.tallies(&other, &workflow).is_empty());
+        assert_eq!(known(&other).0, []);
+        let run = memory.told(&acme, &form(None, Some("run-1"), true));
+        assert_eq!((run.len(), run[0].value), (30, Money::from_dollars(3)));
+        // Counts survive being taken away and kept, or not kept.
+        let taken = memory.take_answered();
+        assert_eq!(known(&acme).1[0].retry_permille, 0);
+        memory.give_back(&taken);
+        let again = memory.take_answered();
+        memory.add_kept(&again);
+        assert_eq!(known(&acme).1[0].retry_permille, 965);
+        memory.set_kept(&again);
+        assert_eq!(known(&acme).1[0].retry_permille, 965);
+    }
+
+    #[test]
+    fn an_outcomes_value_is_money_and_its_note_is_bounded() {
+        let read = |text: &str| serde_json::from_str::<OutcomeForm>(text).unwrap();
+        let stated = |value: &str| {
+            read(&format!(
+                r#"{{"request_id": "x", "success": true, "value": {value}}}"#
+            ))
+        };
+        assert_eq!(stated("1.5").stated(), Some(Money::from_nanos(1_500_000_000)));
+        assert_eq!(stated("\"0.02\"").stated(), Some(Money::from_nanos(20_000_000)));
+        assert!(stated("\"much\"").check().unwrap_err().contains("dollars"));
+        assert!(
+            read(r#"{"success": true}"#)
+                .check()
+                .unwrap_err()
+                .contains("request_id")
+        );
+        let long = OutcomeForm {
+            note: Some("x".repeat(NOTE + 1)),
+            ..stated("1")
+        };
+        assert!(long.check().unwrap_err().contains("note"));
     }
 
     #[test]

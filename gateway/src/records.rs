@@ -1,13 +1,12 @@
-//! What decisions depended on, kept as lines of JSON for `policy replay`, and what callers said of answers.
+//! What decisions depended on, kept as lines of JSON for `policy replay`.
 //!
-//! Owns: the files and the queue in front of them. Refuses to know: prompt text: facts are numbers and declared names.
+//! Owns: the file and the queue in front of it. Refuses to know: prompt text: facts are numbers and declared names.
 //! Invariants: an exchange never waits for the disk; what does not fit the queue is dropped and counted in the log.
 
-use crate::memory::{Memory, Told};
 use anyhow::Context;
 use router_policies::Recorded;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -17,34 +16,25 @@ const QUEUE: usize = 8192;
 /// How long a line may wait in memory.
 const FLUSH: Duration = Duration::from_millis(500);
 
-enum Line {
-    Decision(Box<Recorded>),
-    Outcome(Told),
-}
-
 /// The writer's end of the queue; `None` where the configuration names no file.
 #[derive(Default)]
 pub(crate) struct Records {
-    queue: Option<SyncSender<Line>>,
+    queue: Option<SyncSender<Box<Recorded>>>,
     dropped: AtomicU64,
 }
 
 impl Records {
-    /// Opens the files and lets `memory` recall the outcomes in them.
-    ///
     /// # Errors
-    /// The files cannot be opened.
-    pub(crate) fn open(path: Option<&Path>, memory: &Memory) -> anyhow::Result<Self> {
+    /// The file cannot be opened.
+    pub(crate) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::default());
         };
-        let outcomes = path.with_extension("outcomes.jsonl");
-        recall(&outcomes, memory);
-        let files = (append(path.to_owned())?, append(outcomes)?);
+        let file = append(path.to_owned())?;
         let (queue, lines) = sync_channel(QUEUE);
         std::thread::Builder::new()
             .name("records".into())
-            .spawn(move || write(&lines, files))?;
+            .spawn(move || write(&lines, file))?;
         Ok(Self {
             queue: Some(queue),
             dropped: AtomicU64::new(0),
@@ -56,19 +46,8 @@ impl Records {
     }
 
     pub(crate) fn decision(&self, record: Box<Recorded>) {
-        self.put(Line::Decision(record));
-    }
-
-    /// One that was told before is not kept again.
-    pub(crate) fn outcome(&self, told: Told) {
-        if told.is_new {
-            self.put(Line::Outcome(told));
-        }
-    }
-
-    fn put(&self, line: Line) {
         let Some(queue) = &self.queue else { return };
-        if queue.try_send(line).is_err() {
+        if queue.try_send(record).is_err() {
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             if dropped.is_power_of_two() {
                 tracing::warn!(
@@ -80,29 +59,18 @@ impl Records {
     }
 }
 
-/// A line that cannot be read, such as the half one of a process that was killed, is passed over.
-fn recall(path: &Path, memory: &Memory) {
-    let Ok(file) = File::open(path) else { return };
-    for line in BufReader::new(file).lines().map_while(Result::ok) {
-        if let Ok(told) = serde_json::from_str(&line) {
-            memory.recall(&told);
-        }
-    }
-}
-
 fn append(path: PathBuf) -> anyhow::Result<BufWriter<File>> {
     let file = OpenOptions::new().create(true).append(true).open(&path);
     let file = file.with_context(|| format!("the records file {} cannot be opened", path.display()))?;
     Ok(BufWriter::new(file))
 }
 
-fn write(lines: &Receiver<Line>, (mut decisions, mut outcomes): (BufWriter<File>, BufWriter<File>)) {
+fn write(lines: &Receiver<Box<Recorded>>, mut file: BufWriter<File>) {
     use std::sync::mpsc::RecvTimeoutError::{Disconnected, Timeout};
     loop {
         let written = match lines.recv_timeout(FLUSH) {
-            Ok(Line::Decision(record)) => line(&mut decisions, &record),
-            Ok(Line::Outcome(outcome)) => line(&mut outcomes, &outcome),
-            Err(Timeout) => decisions.flush().and_then(|()| outcomes.flush()),
+            Ok(record) => line(&mut file, &record),
+            Err(Timeout) => file.flush(),
             Err(Disconnected) => return,
         };
         if let Err(error) = written {

@@ -2,25 +2,23 @@
 //! before the policy.
 
 use crate::gateway::Gateway;
-use crate::memory::Tally;
 use crate::rules::Rules;
 use dialect::Request;
 use exchange::{AccountPath, Conversation, Decision, Envelope, Money, Offer, Profile, Refusal, RefusalKind};
 use ledger::Principal;
-use router_policies::{
-    Ask, Decided, Estimate, EstimateSource, Estimates, NoRoute, Policy, Recorded, Situation,
-};
-use std::collections::HashMap;
-use std::sync::Arc;
-
-/// A prior counts as much as so many reported outcomes.
-const PRIOR_WEIGHT: f64 = 10.0;
+use router_policies::{Ask, Decided, Estimates, NoRoute, Recorded, Situation};
 
 /// What was ruled.
 pub(crate) struct Ruled {
     pub(crate) profile: Profile,
     pub(crate) decision: Decision,
-    /// For replay, where records are kept; what it cost is still to be told.
+    /// For replay, where that is kept; what it cost is still to be told.
+    pub(crate) recorded: Option<Box<Recorded>>,
+}
+
+/// Nobody may serve the request.
+pub(crate) struct Unruled {
+    pub(crate) refusal: Refusal,
     pub(crate) recorded: Option<Box<Recorded>>,
 }
 
@@ -41,7 +39,7 @@ pub(crate) fn rule(
     offers: &mut [Offer],
     envelope: Envelope,
     moment: Moment,
-) -> Result<Ruled, Refusal> {
+) -> Result<Ruled, Unruled> {
     let (policy, facts, memory) = (&rules.policy, &request.facts, &gateway.memory);
     let profile = policy.classify(&Situation {
         facts,
@@ -53,11 +51,15 @@ pub(crate) fn rule(
     if let Some(home) = &conversation {
         rules.fleet.credit_cache(home, facts.input_tokens, offers);
     }
-    let tallies = match &profile.workflow {
-        Some(workflow) => memory.tallies(&who.account.org, workflow),
-        None => HashMap::new(),
+    let (mut estimates, features) = if policy.predicts(&profile, facts) {
+        predicted(gateway, request)
+    } else {
+        Default::default()
     };
-    let estimates = estimates(policy, &profile, &tallies, offers);
+    if let Some(workflow) = &profile.workflow {
+        let ids = policy.deployments().iter().map(|one| &one.id);
+        estimates.surprises = memory.learned((&who.account.org, workflow), ids, offers);
+    }
     let decided = policy.decide(&Ask {
         facts,
         account: &who.account,
@@ -70,9 +72,9 @@ pub(crate) fn rule(
         unix_s: moment.unix_s,
         seed: moment.seed,
     });
-    let decision = decided.map_err(refusal)?;
-    let recorded = gateway.records.wanted().then(|| {
+    let recorded = gateway.keeps_decisions().then(|| {
         let ids = policy.deployments().iter().map(|one| one.id.clone());
+        let is_known = estimates.is_predicted() || !estimates.surprises.is_empty();
         Box::new(Recorded {
             id: String::new(),
             unix_s: moment.unix_s,
@@ -81,53 +83,44 @@ pub(crate) fn rule(
             grants: who.grants.clone(),
             offers: ids.zip(offers.iter().copied()).collect(),
             conversation,
-            estimates: (!tallies.is_empty()).then_some(estimates),
+            estimates: is_known.then_some(estimates),
+            features,
             envelope,
             seed: moment.seed,
-            decided: Decided::from(&decision),
+            decided: match &decided {
+                Ok(decision) => Decided::from(decision),
+                Err(no_route) => Decided::refused(policy.version().clone(), no_route.kind),
+            },
+            outcome: None,
             charged: Money::ZERO,
             latency_ms: None,
         })
     });
-    Ok(Ruled {
-        profile,
-        decision,
-        recorded,
-    })
+    match decided {
+        Ok(decision) => Ok(Ruled {
+            profile,
+            decision,
+            recorded,
+        }),
+        Err(no_route) => Err(Unruled {
+            refusal: refusal(no_route),
+            recorded,
+        }),
+    }
 }
 
-/// What outcomes say of each deployment, with the policy's prior as some outcomes more. Retry rates go into the offers.
-fn estimates(
-    policy: &Policy,
-    profile: &Profile,
-    tallies: &HashMap<Arc<str>, Tally>,
-    offers: &mut [Offer],
-) -> Estimates {
-    let mut estimates = Estimates::default();
-    if tallies.is_empty() {
-        return estimates;
+/// What the predictor makes of the caller's last words, and the numbers it saw. The words go no further.
+fn predicted(gateway: &Gateway, request: &Request) -> (Estimates, Vec<f32>) {
+    let words = request.last_words();
+    if words.trim().is_empty() {
+        return Default::default();
     }
-    for (index, deployment) in policy.deployments().iter().enumerate() {
-        let Some(tally) = tallies.get(&deployment.id) else {
-            continue;
-        };
-        if let Some(offer) = offers.get_mut(index) {
-            offer.retry_permille = tally.retry_permille();
-        }
-        let (successes, told) = (
-            f64::from(tally.successes),
-            f64::from(tally.successes + tally.failures),
-        );
-        if told > 0.0 {
-            let prior = policy.prior(index, profile.task.as_deref());
-            let weight = PRIOR_WEIGHT + told;
-            let p = (PRIOR_WEIGHT * prior.p_success + successes) / weight;
-            let error = (p * (1.0 - p) / (weight + 1.0)).sqrt();
-            let estimate = Estimate::new(p, error, EstimateSource::Outcomes).thinking(prior.thinking_gain);
-            estimates = estimates.with_deployment(index, estimate);
-        }
-    }
-    estimates
+    let (estimates, features) = Estimates::predicted(&gateway.predictor, &words);
+    let kept = features
+        .into_iter()
+        .map(|value| (value * 1e4).round() / 1e4)
+        .collect();
+    (estimates, kept)
 }
 
 fn refusal(no_route: NoRoute) -> Refusal {

@@ -1,15 +1,15 @@
 //! The policy in force and the fleet it speaks of, changed together, never by halves and never for the worse.
 //!
 //! Owns: reading the policy's file, judging a new text, adopting it. Refuses to know: requests. Invariants: an
-//! exchange keeps the rules it began with; a text that has mistakes, names an unknown provider or downgrades valuable
-//! work without approval leaves the rules as they are; a deployment that stays keeps its breaker, slots and queue.
+//! exchange keeps the rules it began with; a text that has mistakes, in which lint finds an error, that names an unknown
+//! provider or downgrades valuable work without approval leaves the rules as they are; a deployment that stays keeps its breaker, slots and queue.
 
 use crate::clock;
 use crate::fleet::{Billed, Fleet, Price};
 use crate::prices::Pricing;
 use crate::upstream::Upstream;
 use arc_swap::ArcSwap;
-use router_policies::{DocumentError, Policy, Severity, diff, lint};
+use router_policies::{DocumentError, Finding, Policy, Severity, diff, lint};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -140,16 +140,25 @@ impl Rulebook {
             !matches!(self.pricing.price(&billed, now), Price::Unknown)
         };
         let report = lint(&policy, text, Some(&priced));
-        for finding in report
+        let errors = report
             .findings
             .iter()
-            .filter(|one| one.severity == Severity::Error)
-        {
-            tracing::warn!("{file}:{finding}");
+            .filter(|one| one.severity == Severity::Error);
+        let errors: Vec<DocumentError> = errors.map(|finding| mistake(finding, &file)).collect();
+        if !errors.is_empty() {
+            return Err(Rejected(errors));
         }
         let told = json!({ "version": policy.version(), "diff": changes, "findings": report.findings });
         let fleet = fleet.keeping(&old.fleet);
         let text = text.to_owned();
         Ok((Rules { policy, fleet, text }, told))
     }
+}
+
+/// A lint error as a mistake of the document.
+fn mistake(finding: &Finding, file: &str) -> DocumentError {
+    let problem = format!("{} ({})", finding.problem, finding.code);
+    let mut mistake = DocumentError::at(file, &finding.path, problem).hint(&finding.hint);
+    (mistake.line, mistake.column) = (finding.line, finding.column);
+    mistake
 }

@@ -7,20 +7,21 @@ use crate::clock::{self, Stopwatch};
 use crate::gateway::Gateway;
 use crate::limits::Refused;
 use crate::local;
+use crate::memory::Answer;
 use crate::refuse::{self, refuse};
 use crate::relay::{Relayed, relay};
-use crate::rule::{Moment, Ruled, remembered, rule};
+use crate::rule::{Moment, Ruled, Unruled, remembered, rule};
 use crate::rules::Rules;
 use crate::settle::{Settled, settle};
 use crate::trail::{Ended, Trail};
 use crate::understand::{passed_on, understand};
 use dialect::Request;
 use exchange::{
-    Dialect, Ending, LatencyTier, Money, Origin, Phase, Record, Refusal, RequestId, Surface, Timings,
-    ValueTier,
+    Dialect, Ending, Envelope, LatencyTier, Money, Origin, Phase, Record, Refusal, RefusalKind, RequestId,
+    Surface, Timings, ValueTier,
 };
 use ledger::{Opening, Principal, Reservation};
-use router_policies::Situation;
+use router_policies::{Recorded, Situation};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -76,11 +77,9 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     let rules = gateway.rules.now();
     if let Some(said) = client.header("x-tollgate-outcome") {
         let org = &who.account.org;
-        for told in gateway
-            .memory
-            .outcome_of_run(org, &request.facts, said == "success")
-        {
-            gateway.records.outcome(told);
+        let told = gateway.memory.told_of_run(org, &request.facts, said == "success");
+        if !told.is_empty() && gateway.told.try_send(told).is_err() {
+            tracing::warn!("outcomes come faster than the store takes them, and one is left out");
         }
     }
     let moment = Moment {
@@ -93,11 +92,13 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: moment.unix_s,
         budget_left: Money::MAX,
     });
-    let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
-    match Box::pin(deferred).await {
-        Ok(false) => {}
-        Ok(true) => return,
-        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
+    if client.header(crate::batch::DEFER).is_some() {
+        let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
+        match Box::pin(deferred).await {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
+        }
     }
     let mut offers = rules.fleet.offers(&request.facts);
     let reserved = {
@@ -108,9 +109,13 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
             Gone = client.gone() => None,
         }
     };
-    let reservation = match reserved {
+    let mut reservation = match reserved {
         Some(Ok(reservation)) => reservation,
-        Some(Err(refusal)) => return arrival.refused(client, Some(&who), refusal).await,
+        Some(Err(refusal)) => {
+            let asked = (&*rules, &mut *offers, moment);
+            let unruled = arrival.unaffordable(refusal, (&who, &request), asked);
+            return arrival.unruled(client, &who, unruled).await;
+        }
         None => return arrival.left(client, &who),
     };
     let ruled = rule(
@@ -126,8 +131,11 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         recorded,
     } = match ruled {
         Ok(ruled) => ruled,
-        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
+        Err(unruled) => return arrival.unruled(client, &who, unruled).await,
     };
+    if let Some(decision) = arrival.kept(recorded.as_deref()) {
+        reservation.keep_decision(decision);
+    }
     timings.decided_us = watch.elapsed_us();
 
     let trail = Trail::new(
@@ -154,7 +162,9 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     if let Some(settled) = &settled {
         pass.used(settled.tokens);
     }
-    if let Some((mut recorded, settled)) = recorded.zip(settled) {
+    if let Some((mut recorded, settled)) = recorded.zip(settled)
+        && gateway.records.wanted()
+    {
         recorded.id = id.to_string();
         recorded.charged = settled.charged;
         recorded.latency_ms = Some(settled.total_us / 1000);
@@ -294,33 +304,76 @@ impl Arrival<'_> {
 
     /// Refuses before any money was held.
     async fn refused(&self, client: &mut Client, who: Option<&Arc<Principal>>, refusal: Refusal) {
+        self.refuse(client, (who, refusal), None).await;
+    }
+
+    /// Refuses what nobody may serve, and keeps what that depended on.
+    async fn unruled(&self, client: &mut Client, who: &Arc<Principal>, unruled: Unruled) {
+        let Unruled { refusal, recorded } = unruled;
+        let kept = self.kept(recorded.as_deref());
+        self.refuse(client, (Some(who), refusal), kept).await;
+        if let Some(mut recorded) = recorded.filter(|_| self.gateway.records.wanted()) {
+            recorded.id = self.id.to_string();
+            self.gateway.records.decision(recorded);
+        }
+    }
+
+    async fn refuse(
+        &self,
+        client: &mut Client,
+        (who, refusal): (Option<&Arc<Principal>>, Refusal),
+        kept: Option<Box<str>>,
+    ) {
         let status = refuse(client, self.dialect, &refusal, self.id).await;
-        self.note(
-            who,
-            Ended {
-                ending: Ending::Refused,
-                phase: Phase::Accept,
-                refusal: Some(refusal.kind),
-                status,
-            },
-        );
+        let ended = Ended {
+            ending: Ending::Refused,
+            phase: Phase::Accept,
+            refusal: Some(refusal.kind),
+            status,
+        };
+        self.note((who, kept), ended);
+    }
+
+    /// What the ledger keeps of a decision, where it does.
+    fn kept(&self, recorded: Option<&Recorded>) -> Option<Box<str>> {
+        let recorded = recorded.filter(|_| self.gateway.config.keeps_decisions)?;
+        serde_json::to_string(recorded).ok().map(Into::into)
+    }
+
+    /// A request for which no money was held is ruled on all the same where decisions are kept, so that a replay can tell
+    /// whether another policy would have served it for nothing.
+    fn unaffordable(
+        &self,
+        refusal: Refusal,
+        asked: (&Principal, &Request),
+        (rules, offers, moment): (&Rules, &mut [exchange::Offer], Moment),
+    ) -> Unruled {
+        let mut recorded = None;
+        if refusal.kind == RefusalKind::BudgetExceeded && self.gateway.keeps_decisions() {
+            let nothing = Envelope {
+                granted: Money::ZERO,
+                remaining: Money::ZERO,
+            };
+            let ruled = rule((rules, self.gateway), asked, offers, nothing, moment);
+            let same = ruled.err().filter(|unruled| unruled.refusal.kind == refusal.kind);
+            recorded = same.and_then(|unruled| unruled.recorded);
+        }
+        Unruled { refusal, recorded }
     }
 
     /// The caller left before its request was whole.
     fn left(&self, client: &mut Client, who: &Arc<Principal>) {
         client.reusable = false;
-        self.note(
-            Some(who),
-            Ended {
-                ending: Ending::ClientGone,
-                phase: Phase::Accept,
-                refusal: None,
-                status: 0,
-            },
-        );
+        let ended = Ended {
+            ending: Ending::ClientGone,
+            phase: Phase::Accept,
+            refusal: None,
+            status: 0,
+        };
+        self.note((Some(who), None), ended);
     }
 
-    fn note(&self, who: Option<&Arc<Principal>>, ended: Ended) {
+    fn note(&self, (who, kept): (Option<&Arc<Principal>>, Option<Box<str>>), ended: Ended) {
         let record = Record {
             request: self.id,
             started_unix_us: self.watch.started_unix_us,
@@ -345,7 +398,7 @@ impl Arrival<'_> {
             attempts: SmallVec::new(),
         };
         self.gateway.meters.observe(&record);
-        self.gateway.ledger.note(record);
+        self.gateway.ledger.note_decided(record, kept);
     }
 }
 
@@ -353,8 +406,17 @@ impl Arrival<'_> {
 fn note_served(exchange: &Exchange<'_>, who: &Principal, id: RequestId, index: usize) {
     if let Some(workflow) = &exchange.profile.workflow {
         let deployment = &exchange.rules.fleet.get(index).id;
+        let mut entries = exchange.decision.trace.entries.iter();
+        let entry = entries.find(|entry| entry.deployment == *deployment);
+        let score = entry.and_then(|entry| entry.score).unwrap_or_default();
+        let answer = Answer {
+            workflow,
+            deployment,
+            believed_ppm: score.believed_ppm,
+            worth: exchange.profile.worth,
+        };
         let asked = (&*who.account, &exchange.request.facts);
-        exchange.gateway.memory.served(id, asked, (workflow, deployment));
+        exchange.gateway.memory.served(id, asked, &answer);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Logs and metrics: the one home of the metric macros.
 
-use exchange::{Ending, Record};
+use exchange::{Ending, Record, TokenClass};
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buckets for seconds, from a tenth of a millisecond to ten minutes.
 const SECONDS: [f64; 14] = [
@@ -22,7 +24,43 @@ pub(crate) struct Meters {
     first_byte_seconds: Histogram,
     total_seconds: Histogram,
     running: Gauge,
+    output: Mutex<HashMap<Pair, Output>>,
 }
+
+/// Workflow and model.
+type Pair = (Arc<str>, Arc<str>);
+
+/// Output of one model for one workflow.
+#[derive(Clone)]
+struct Output {
+    visible: Counter,
+    reasoning: Counter,
+    share: Gauge,
+    tokens: (u64, u64),
+}
+
+impl Output {
+    fn new(workflow: &Arc<str>, model: &Arc<str>) -> Self {
+        let tokens = |kind: &'static str| counter!("tollgate_output_tokens_total", "workflow" => workflow.clone(), "model" => model.clone(), "kind" => kind);
+        Self {
+            visible: tokens("visible"),
+            reasoning: tokens("reasoning"),
+            share: gauge!("tollgate_visible_share", "workflow" => workflow.clone(), "model" => model.clone()),
+            tokens: (0, 0),
+        }
+    }
+
+    fn add(&mut self, visible: u64, reasoning: u64) {
+        self.visible.increment(visible);
+        self.reasoning.increment(reasoning);
+        self.tokens = (self.tokens.0 + visible, self.tokens.1 + reasoning);
+        let (visible, all) = (self.tokens.0, self.tokens.0 + self.tokens.1);
+        self.share.set(visible as f64 / all as f64);
+    }
+}
+
+/// Pairs of workflow and model that have series of their own: names of workflows are the callers' to choose.
+const PAIRS: usize = 1000;
 
 impl Meters {
     /// # Errors
@@ -49,6 +87,14 @@ impl Meters {
             "tollgate_request_seconds",
             "from the head of a request to its end"
         );
+        describe_counter!(
+            "tollgate_output_tokens_total",
+            "output tokens by workflow and model: visible, or reasoning that no caller reads"
+        );
+        describe_gauge!(
+            "tollgate_visible_share",
+            "visible tokens of all output tokens since the start, by workflow and model"
+        );
         let requests = Ending::ALL
             .iter()
             .map(|ending| counter!("tollgate_requests_total", "ending" => ending.as_str()));
@@ -60,6 +106,7 @@ impl Meters {
             first_byte_seconds: histogram!("tollgate_first_byte_seconds"),
             total_seconds: histogram!("tollgate_request_seconds"),
             running: gauge!("tollgate_running_requests"),
+            output: Mutex::default(),
             handle,
         })
     }
@@ -81,6 +128,30 @@ impl Meters {
                 .record(seconds(record.timings.first_byte_us));
         }
         self.total_seconds.record(seconds(record.timings.total_us));
+        for attempt in &record.attempts {
+            let reasoning = attempt.usage.get(TokenClass::Reasoning);
+            let visible = attempt.usage.output_total().saturating_sub(reasoning);
+            if visible + reasoning > 0 {
+                let account = record.account.as_ref();
+                self.output(
+                    account.and_then(|account| account.workflow.as_ref()),
+                    &attempt.model,
+                    |output| output.add(visible, reasoning),
+                );
+            }
+        }
+    }
+
+    fn output(&self, workflow: Option<&Arc<str>>, model: &Arc<str>, count: impl FnOnce(&mut Output)) {
+        let mut series = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (workflow.cloned().unwrap_or_else(|| "".into()), model.clone());
+        if series.len() >= PAIRS && !series.contains_key(&key) {
+            key = ("other".into(), "other".into());
+        }
+        let output = series
+            .entry(key)
+            .or_insert_with_key(|(workflow, model)| Output::new(workflow, model));
+        count(output);
     }
 
     /// The Prometheus text.
@@ -92,6 +163,41 @@ impl Meters {
     /// Folds what histograms have gathered, so that memory does not grow while nobody scrapes.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
+    }
+}
+
+/// How jobs stand, by team.
+pub(crate) fn jobs(standing: &[ledger::Standing]) {
+    describe_gauge!("tollgate_job_items_open", "items of jobs that have not ended");
+    describe_gauge!(
+        "tollgate_job_age_seconds",
+        "since the oldest job with an open item was made"
+    );
+    describe_gauge!(
+        "tollgate_job_slack_seconds",
+        "until the earliest deadline of an open item"
+    );
+    describe_gauge!(
+        "tollgate_job_items_rescued",
+        "items answered by the synchronous tier after all, within a day"
+    );
+    describe_gauge!(
+        "tollgate_job_deadlines_missed",
+        "items that ended after their deadline, within a day"
+    );
+    describe_gauge!(
+        "tollgate_job_saved_dollars",
+        "what the batch tier has saved, within a day"
+    );
+    for team in standing {
+        let labels = [("org", team.org.clone()), ("team", team.team.clone())];
+        let seconds = |us: i64| us as f64 / 1e6;
+        gauge!("tollgate_job_items_open", &labels).set(team.open as f64);
+        gauge!("tollgate_job_age_seconds", &labels).set(seconds(team.age_us));
+        gauge!("tollgate_job_slack_seconds", &labels).set(seconds(team.slack_us));
+        gauge!("tollgate_job_items_rescued", &labels).set(team.rescued as f64);
+        gauge!("tollgate_job_deadlines_missed", &labels).set(team.missed as f64);
+        gauge!("tollgate_job_saved_dollars", &labels).set(team.saved.nanos() as f64 / 1e9);
     }
 }
 

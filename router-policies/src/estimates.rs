@@ -62,6 +62,8 @@ pub struct Estimate {
     pub standard_error: f64,
     pub thinking_gain: ThinkingGain,
     pub source: EstimateSource,
+    /// `p_success` before outcomes corrected it: what the next outcome is compared with.
+    pub believed: f64,
 }
 
 impl Estimate {
@@ -78,7 +80,14 @@ impl Estimate {
             standard_error: error.clamp(0.0, 1.0),
             thinking_gain: ThinkingGain::ZERO,
             source,
+            believed: p.clamp(0.0, 1.0),
         }
+    }
+
+    #[must_use]
+    pub fn before(mut self, believed: f64) -> Self {
+        self.believed = believed;
+        self
     }
 
     #[must_use]
@@ -90,6 +99,11 @@ impl Estimate {
     /// P(success) at a level of thinking, 0 … 1.
     pub fn at(&self, level: ThinkingLevel) -> f64 {
         (self.p_success + self.thinking_gain.at(level)).clamp(0.0, 1.0)
+    }
+
+    /// The same before outcomes corrected it.
+    pub fn believed_at(&self, level: ThinkingLevel) -> f64 {
+        (self.believed + self.thinking_gain.at(level)).clamp(0.0, 1.0)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod predict;
 mod quote;
 mod replay;
 mod table;
+pub mod tool;
 
 pub use cases::{Case, CaseFailure, Cases, Given, Outcome};
 pub use condition::{Condition, Range, When};
@@ -35,4 +36,6 @@ pub use policy::{
     PolicyDocument, Quality, ReferencePrice, Route, Situation, Speed, Spelling, Split, Step, TeamLayer,
     TeamsDocument, ThinBudget, ThinkingAbility, ThinkingRule, ThinkingWish, ValueLevel, ValueRule, Workflow,
 };
-pub use replay::{Comparison, Decided, Flip, Interval, Recorded, Replay, Replaying, Side, Summary, replay};
+pub use replay::{
+    Comparison, Decided, Flip, Interval, Recorded, RecordedOutcome, Replay, Replaying, Side, Summary, replay,
+};

@@ -1,11 +1,8 @@
 //! `policy`: check, test, explain, compare and replay routing policies before they ship.
 
-mod tool;
-
-use clap::{Parser, Subcommand};
-use router_policies::eval;
+use clap::Parser;
+use router_policies::tool::{Command, Format, Verdict};
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Check, test, explain, compare and replay routing policies before they ship.
@@ -19,50 +16,50 @@ struct Arguments {
     json: bool,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Report every mistake of a policy by line and column, then what lint finds; exits 1 on errors.
-    Check(tool::check::Check),
-    /// Run cases against a policy and tell which rules no case reaches; exits 1 when a case does not hold.
-    Test(tool::test::Test),
-    /// Show one decision: each candidate, its score terms, and why it lost.
-    Explain(tool::explain::Explain),
-    /// Show what changes between two policies; exits 1 on a downgrade of valuable work that nobody approved.
-    Diff { old: PathBuf, new: PathBuf },
-    /// Rule again on recorded traffic: money, refusals, class shifts, expected success, and what flips.
-    Replay(tool::replay::Replay),
-    /// Predict on recorded prompts which model is worth choosing, and compare with what happened.
-    Eval(eval::EvalArguments),
-    /// Learn how likely models are to be right, from recorded outcomes.
-    Train(eval::TrainArguments),
-    /// Print the JSON schema of the policy document.
-    Schema,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.command.reads_a_ledger() {
+        return by_the_gateway();
+    }
     let format = if arguments.json {
-        tool::Format::Json
+        Format::Json
     } else {
-        tool::Format::Text
+        Format::Text
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let ran = match arguments.command {
-        Command::Check(check) => check.run(format, &mut out),
-        Command::Test(test) => test.run(format, &mut out),
-        Command::Explain(explain) => explain.run(format, &mut out),
-        Command::Diff { old, new } => tool::diff(&old, &new, format, &mut out),
-        Command::Replay(replay) => replay.run(format, &mut out),
-        Command::Eval(arguments) => eval::eval(&arguments, &mut out).map(|()| tool::Verdict::Good),
-        Command::Train(arguments) => eval::train(&arguments, &mut out).map(|()| tool::Verdict::Good),
-        Command::Schema => tool::schema(&mut out),
-    };
+    let ran = arguments.command.run(format, None, &mut out);
     let ended = out.flush();
     match (ran, ended) {
-        (Ok(tool::Verdict::Good), Ok(())) => ExitCode::SUCCESS,
+        (Ok(Verdict::Good), Ok(())) => ExitCode::SUCCESS,
         (Ok(_), _) => ExitCode::FAILURE,
         (Err(error), _) => {
             let _ = writeln!(std::io::stderr(), "policy: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The ledger is the gateway's, and so is the program that reads it: the same command, by the `tollgate` beside this
+/// program or else the one in the path.
+fn by_the_gateway() -> ExitCode {
+    let beside = std::env::current_exe().map(|own| own.with_file_name("tollgate"));
+    let program = beside
+        .ok()
+        .filter(|program| program.exists())
+        .unwrap_or_else(|| "tollgate".into());
+    let arguments = std::env::args_os().skip(1);
+    let status = std::process::Command::new(program)
+        .arg("policy")
+        .args(arguments)
+        .status();
+    match status.map(|status| status.code()) {
+        Ok(code) => ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(2)),
+        Err(error) => {
+            let hint = "it reads the ledger; build it with `cargo build -p gateway`, or put it in the path";
+            let _ = writeln!(
+                std::io::stderr(),
+                "policy: `tollgate` does not run: {error}; {hint}"
+            );
             ExitCode::from(2)
         }
     }

@@ -317,6 +317,25 @@ impl Policy {
         estimates.belief(deployment.class, priors, self.document.objective.familiarity)
     }
 
+    /// What a deployment is believed to do at a workflow that is known by its name alone: P(success) in parts per million,
+    /// and what the answers are worth.
+    pub fn expected_of(&self, index: usize, workflow: &str) -> (u32, Worth) {
+        let known = self.workflow_positions.get(workflow);
+        let known = known.and_then(|position| self.document.workflows.get(*position));
+        let prior = self.prior(index, known.and_then(|workflow| workflow.task.as_deref()));
+        let level = self.levels[ValueTier::Unvalued as usize];
+        let (value_per_success, failure_cost) = known
+            .map_or((level.value_per_success, level.failure_cost), |workflow| {
+                self.worth_of(workflow)
+            });
+        let worth = Worth {
+            value_per_success,
+            failure_cost,
+            second: Money::ZERO,
+        };
+        ((prior.p_success * 1e6).round() as u32, worth)
+    }
+
     /// A workflow's own value tier, or the highest whose worth it reaches.
     pub(crate) fn tier_of(&self, workflow: &Workflow) -> ValueTier {
         if let Some(tier) = workflow.value {

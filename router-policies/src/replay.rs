@@ -8,7 +8,7 @@
 mod record;
 mod sums;
 
-pub use record::{Decided, Recorded};
+pub use record::{Decided, Recorded, RecordedOutcome};
 pub use sums::{Comparison, Interval, Summary};
 
 use crate::decide::Ask;

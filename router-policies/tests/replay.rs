@@ -79,6 +79,7 @@ fn one(policy: &Policy, number: u64) -> Recorded {
         envelope,
         seed: number,
         decided,
+        outcome: None,
         charged: Money::from_nanos(expected.nanos() + i64::try_from(number % 1000).unwrap()),
         latency_ms: Some(900 + number % 700),
     }

@@ -60,7 +60,8 @@ pub(super) fn admit(
         unix_s: now / 1_000_000,
         seed: clock::new_request(now).1,
     };
-    let ruled = rule((&rules, gateway), (who, &request), &mut offers, envelope, moment)?;
+    let ruled = rule((&rules, gateway), (who, &request), &mut offers, envelope, moment)
+        .map_err(|unruled| unruled.refusal)?;
     let index = ruled.decision.plan.first().index;
     Ok(Admitted {
         request,

@@ -124,6 +124,15 @@ fn period(month: &str) -> anyhow::Result<Range<i64>> {
     Ok(start..end.with_context(malformed)?)
 }
 
+/// The beginning of a day in UTC, such as 2026-11-25, in microseconds since the epoch.
+pub(super) fn day(text: &str) -> Option<i64> {
+    let mut parts = text.splitn(3, '-');
+    let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
+    let month = Month::try_from(month.parse::<u8>().ok()?).ok()?;
+    let date = Date::from_calendar_date(year.parse().ok()?, month, day.parse().ok()?).ok()?;
+    Some(date.midnight().assume_utc().unix_timestamp() * 1_000_000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -52,7 +52,9 @@ impl Document {
             fsync: self.store.fsync(mistakes),
             leases: self.store.leases(mistakes),
             policy: folder.join(&self.policy),
-            records: self.records.as_ref().map(|records| folder.join(records)),
+            records: file(&self.records),
+            keeps_decisions: self.store.decisions,
+            predictor: file(&self.predictor),
             providers: providers
                 .filter_map(|(name, provider)| provider.resolve(name, folder, mistakes))
                 .collect(),

@@ -12,7 +12,7 @@ impl Secret {
         clippy::disallowed_methods,
         reason = "the one place where a secret is taken from the environment"
     )]
-    pub(super) fn resolve(reference: &str, folder: &Path) -> Result<Self, String> {
+    pub(crate) fn resolve(reference: &str, folder: &Path) -> Result<Self, String> {
         let value = if let Some(name) = reference.strip_prefix("env:") {
             std::env::var(name).map_err(|_| format!("the environment variable {name} is not set"))?
         } else if let Some(path) = reference.strip_prefix("file:") {

@@ -44,7 +44,9 @@ impl Ruling<'_> {
             return belief;
         };
         let (p, error) = surprise.correct((belief.p_success, belief.standard_error));
-        Estimate::new(p, error, EstimateSource::Outcomes).thinking(belief.thinking_gain)
+        Estimate::new(p, error, EstimateSource::Outcomes)
+            .thinking(belief.thinking_gain)
+            .before(belief.p_success)
     }
 
     /// Tokens that a setting is expected to use, within what the caller lets the model produce.
@@ -112,6 +114,7 @@ impl Ruling<'_> {
         Score {
             success_ppm,
             error_ppm: ppm(estimate.standard_error),
+            believed_ppm: ppm(estimate.believed_at(level)),
             source: estimate.source,
             thinking,
             thinking_tokens: tokens,

@@ -6,8 +6,10 @@ use super::judge::{Scored, apgr};
 use super::rows::{self, Recorded, Row};
 use crate::predict::train::{Example, Recipe, Stored, fold_of};
 use crate::predict::{Column, Predictor, train as learning};
+use crate::replay::Recorded as Kept;
 use anyhow::{Context, bail};
 use clap::Args;
+use exchange::{Thinking, ThinkingLevel};
 use serde::Deserialize;
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
@@ -22,12 +24,12 @@ pub struct TrainArguments {
     /// Recorded prompts and outcomes, `.jsonl` or `.jsonl.gz`.
     #[arg(long, num_args = 1.., required_unless_present = "from", conflicts_with = "from")]
     data: Vec<PathBuf>,
-    /// Stored features and outcomes, a JSON object a line:
-    /// `{"features": […], "workflow": "…", "outcomes": {"MODEL": {"correct": 0|1}}}`. Needs --base.
-    #[arg(long, requires = "base", conflicts_with = "cross_validate")]
+    /// A gateway's records with outcomes, as `policy records` writes them, or features and outcomes, a JSON object a line:
+    /// `{"features": […], "workflow": "…", "outcomes": {"MODEL": {"correct": 0|1}}}`.
+    #[arg(long, conflicts_with = "cross_validate")]
     from: Option<PathBuf>,
-    /// The model that made the stored features.
-    #[arg(long)]
+    /// The model that made the features; the shipped one if not given.
+    #[arg(long, requires = "from")]
     base: Option<PathBuf>,
     /// Rows of these splits.
     #[arg(long, value_delimiter = ',', default_value = "train")]
@@ -85,8 +87,8 @@ impl TrainArguments {
 }
 
 pub fn train(arguments: &TrainArguments, out: &mut dyn Write) -> anyhow::Result<()> {
-    if let (Some(from), Some(base)) = (&arguments.from, &arguments.base) {
-        return extend(arguments, from, base, out);
+    if let Some(from) = &arguments.from {
+        return extend(arguments, from, out);
     }
     let mut rows = rows::read(&arguments.data)?;
     rows.retain(|row| {
@@ -142,19 +144,41 @@ struct Record {
     outcomes: HashMap<String, Recorded>,
 }
 
-fn extend(arguments: &TrainArguments, from: &Path, base: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
-    let bytes = std::fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
-    let model = Predictor::load(&bytes)
-        .with_context(|| base.display().to_string())?
-        .model()
-        .clone();
-    let mut records: Vec<Record> = Vec::new();
+fn extend(arguments: &TrainArguments, from: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
+    let base = match &arguments.base {
+        None => Predictor::shipped()?,
+        Some(base) => {
+            let bytes = std::fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;
+            Predictor::load(&bytes).with_context(|| base.display().to_string())?
+        }
+    };
+    let model = base.model().clone();
+    let (mut records, mut known, mut lines) = (Vec::new(), classes(arguments)?, 0_usize);
     rows::lines(from, |line| {
-        records.push(serde_json::from_str(line)?);
+        lines += 1;
+        // A gateway's own records have facts, and at most one outcome.
+        if !line.contains("\"facts\":") {
+            records.push(serde_json::from_str(line)?);
+        } else if let Some((record, column)) = kept(serde_json::from_str(line)?) {
+            records.push(record);
+            if !known.iter().any(|own| own.model == column.model) {
+                known.push(column);
+            }
+        }
         Ok(())
     })?;
+    writeln!(
+        out,
+        "{} of {lines} lines have features and an outcome",
+        records.len()
+    )?;
+    if records.is_empty() {
+        bail!(
+            "nothing to learn from in {}: records have features where the policy asks the predictor, and outcomes where callers tell them",
+            from.display()
+        );
+    }
     let mut all = model.columns.clone();
-    let known = classes(arguments)?;
     for column in columns(known, records.iter().flat_map(|record| record.outcomes.keys()))? {
         if !all.iter().any(|own| own.model == column.model) {
             all.push(column);
@@ -176,6 +200,38 @@ fn extend(arguments: &TrainArguments, from: &Path, base: &Path, out: &mut dyn Wr
     let model = learning::extend(model, &stored, all, arguments.recipe())?;
     writeln!(out, "{}", model.about)?;
     write_model(arguments, &Predictor::new(model)?, out)
+}
+
+/// What a gateway's record teaches: how its deployment did on such a prompt, with and without thinking apart.
+fn kept(record: Kept) -> Option<(Record, Column)> {
+    let outcome = record.outcome?;
+    let class = record.decided.class?;
+    let is_first = record.decided.deployment.as_ref() == Some(&outcome.deployment);
+    if record.features.is_empty() || !is_first {
+        return None;
+    }
+    let thinks = record
+        .decided
+        .thinking
+        .is_some_and(|thinking| thinking != Thinking::Level(ThinkingLevel::None));
+    let plain = outcome.deployment.to_string();
+    let column = Column {
+        model: if thinks {
+            format!("{plain}, thinking")
+        } else {
+            plain.clone()
+        },
+        class,
+        thinks_beyond: thinks.then_some(plain),
+    };
+    let told = Recorded::told(outcome.success);
+    let record = Record {
+        features: record.features,
+        workflow: outcome.workflow.to_string(),
+        group: None,
+        outcomes: HashMap::from([(column.model.clone(), told)]),
+    };
+    Some((record, column))
 }
 
 fn classes(arguments: &TrainArguments) -> anyhow::Result<Vec<Column>> {

@@ -32,11 +32,23 @@ pub struct Recorded {
     pub envelope: Envelope,
     pub seed: u64,
     pub decided: Decided,
+    /// What its caller said of the answer, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RecordedOutcome>,
     /// What was charged in the end.
     pub charged: Money,
     /// How long it took in the end.
     #[serde(default)]
     pub latency_ms: Option<u64>,
+}
+
+/// What a caller said of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedOutcome {
+    pub workflow: Arc<str>,
+    /// Who answered.
+    pub deployment: Arc<str>,
+    pub success: bool,
 }
 
 impl Decided {

@@ -1,14 +1,14 @@
 //! `policy check`: all mistakes, then all findings.
 
 use super::{Format, Verdict, json, read};
+use crate::{DocumentErrors, Policy, Report, lint};
 use clap::Args;
-use router_policies::{DocumentErrors, Policy, Report, lint};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Args)]
-pub(crate) struct Check {
+pub struct Check {
     policy: PathBuf,
     /// Files with the layers of teams that keep their own.
     #[arg(long)]
@@ -32,7 +32,7 @@ impl Check {
         let unapproved = match &self.against {
             None => Vec::new(),
             Some(old) => {
-                let moves = router_policies::diff(&super::policy(old, &[])?, &policy).moves;
+                let moves = crate::diff(&super::policy(old, &[])?, &policy).moves;
                 moves.into_iter().filter(|one| one.needs_approval).collect()
             }
         };

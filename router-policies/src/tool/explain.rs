@@ -1,15 +1,15 @@
 //! `policy explain`: one request, its decision and every term of it.
 
 use super::{Format, Verdict, json, read};
+use crate::{Cases, Given, document, explain};
 use anyhow::Context;
 use clap::Args;
-use router_policies::{Cases, Given, document, explain};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Args)]
-pub(crate) struct Explain {
+pub struct Explain {
     policy: PathBuf,
     /// The request, as `given` of a case: '{workflow: contracts, input_tokens: 6000}'.
     #[arg(long, default_value = "{}", conflicts_with_all = ["cases", "case"])]

@@ -1,17 +1,20 @@
 //! `policy replay`: recorded decisions made again under another policy.
 
+use super::records::{FromLedger, Source};
 use super::{Format, Verdict, json};
+use crate::{Recorded, Replaying};
 use anyhow::{Context, bail};
 use clap::Args;
-use router_policies::{Recorded, replay};
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
-pub(crate) struct Replay {
+pub struct Replay {
     /// Records, one JSON object a line, as the gateway writes them.
-    #[arg(long)]
-    records: PathBuf,
+    #[arg(long, required_unless_present = "from_ledger", conflicts_with = "from_ledger")]
+    records: Option<PathBuf>,
+    #[command(flatten)]
+    ledger: FromLedger,
     /// The policy to try.
     #[arg(long)]
     policy: PathBuf,
@@ -24,16 +27,43 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    pub(crate) fn run(&self, format: Format, out: &mut impl Write) -> anyhow::Result<Verdict> {
+    pub(super) fn reads_a_ledger(&self) -> bool {
+        self.records.is_none()
+    }
+
+    pub(super) fn run(
+        &self,
+        format: Format,
+        source: Option<&dyn Source>,
+        out: &mut impl Write,
+    ) -> anyhow::Result<Verdict> {
         let policy = super::policy(&self.policy, &self.team)?;
-        let records = self.read()?;
-        let replayed = replay(&records, &policy, self.show);
+        let mut replaying = Replaying::new(&policy, self.show);
+        let mut count = 0_u64;
+        let mut each = |record: Recorded| {
+            count += 1;
+            replaying.add(&record);
+            Ok(())
+        };
+        let from = match &self.records {
+            Some(file) => read(file, &mut each).map(|()| file.display().to_string())?,
+            None => self
+                .ledger
+                .each(source, &mut each)
+                .map(|()| "the ledger".into())?,
+        };
+        if count == 0 {
+            bail!(
+                "{from} holds no records; the gateway keeps them where `records` or `store.decisions` of its configuration says"
+            );
+        }
+        let replayed = replaying.done();
         match format {
             Format::Json => json(&replayed, out)?,
             Format::Text => {
                 writeln!(out, "policy {}", replayed.policy_version)?;
                 write!(out, "{}", replayed.summary.text())?;
-                let side = |side: &router_policies::Side| match (&side.deployment, side.refused) {
+                let side = |side: &crate::Side| match (&side.deployment, side.refused) {
                     (Some(id), _) => {
                         let thinking = side
                             .thinking
@@ -61,27 +91,18 @@ impl Replay {
         }
         Ok(Verdict::Good)
     }
+}
 
-    fn read(&self) -> anyhow::Result<Vec<Recorded>> {
-        let shown = self.records.display();
-        let file = std::fs::File::open(&self.records).with_context(|| format!("cannot read {shown}"))?;
-        let mut records = Vec::new();
-        for (number, line) in std::io::BufReader::with_capacity(1 << 20, file)
-            .lines()
-            .enumerate()
-        {
-            let line = line.with_context(|| format!("cannot read {shown}"))?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let read = serde_json::from_str(&line);
-            records.push(read.with_context(|| format!("{shown}:{}: not a record", number + 1))?);
+fn read(file: &Path, each: &mut dyn FnMut(Recorded) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let shown = file.display();
+    let opened = std::fs::File::open(file).with_context(|| format!("cannot read {shown}"))?;
+    let lines = std::io::BufReader::with_capacity(1 << 20, opened).lines();
+    for (number, line) in lines.enumerate() {
+        let line = line.with_context(|| format!("cannot read {shown}"))?;
+        if !line.trim().is_empty() {
+            let record = serde_json::from_str(&line);
+            each(record.with_context(|| format!("{shown}:{}: not a record", number + 1))?)?;
         }
-        if records.is_empty() {
-            bail!(
-                "{shown} holds no records; the gateway writes them where `records` of its configuration says"
-            );
-        }
-        Ok(records)
     }
+    Ok(())
 }

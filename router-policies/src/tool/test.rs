@@ -1,14 +1,14 @@
 //! `policy test`: cases that must hold, and rules that no case reaches.
 
 use super::{Format, Verdict, json, read};
+use crate::Cases;
 use clap::Args;
-use router_policies::Cases;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Args)]
-pub(crate) struct Test {
+pub struct Test {
     policy: PathBuf,
     #[arg(required = true)]
     cases: Vec<PathBuf>,

@@ -118,6 +118,9 @@ pub struct Score {
     pub success_ppm: u32,
     /// The standard error of the above.
     pub error_ppm: u32,
+    /// P(success) as it was believed before outcomes corrected it and caution was taken off.
+    #[serde(default)]
+    pub believed_ppm: u32,
     pub source: EstimateSource,
     pub thinking: Option<Thinking>,
     /// Tokens that it is expected to use.

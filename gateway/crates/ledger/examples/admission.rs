@@ -135,7 +135,7 @@ async fn administer(ledger: Ledger, until: Instant) -> u32 {
 }
 
 async fn admit(ledger: Ledger, thread: u64) -> Histogram<u64> {
-    let mut times = Histogram::new(3).unwrap();
+    let mut times = Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap();
     let begun = Instant::now();
     for turn in 0..TIMES {
         if begun.elapsed() > MOST {
@@ -197,7 +197,7 @@ async fn main() {
     let threads: Vec<_> = (0..THREADS)
         .map(|thread| tokio::task::spawn(admit(ledger.clone(), thread)))
         .collect();
-    let mut all = Histogram::<u64>::new(3).unwrap();
+    let mut all = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).unwrap();
     for thread in threads {
         all.add(thread.await.unwrap()).unwrap();
     }

@@ -214,17 +214,17 @@ impl Ledger {
         self.store().usage(asked).await
     }
 
-    /// Alerts that were raised before a moment, the latest first.
+    /// Alerts, the latest first, those before one: when it was raised, its threshold, its budget.
     ///
     /// # Errors
     /// The store cannot be read.
     pub async fn raised(
         &self,
         within: &Subtree,
-        before_us: i64,
+        before: Option<(i64, i64, String)>,
         limit: i64,
     ) -> Result<Vec<StoredAlert>, StoreError> {
-        self.store().alerts(within, (before_us, limit)).await
+        self.store().alerts(within, before, limit).await
     }
 }
 

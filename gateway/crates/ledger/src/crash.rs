@@ -57,6 +57,7 @@ pub(crate) fn recover(entries: Vec<Entry<'static>>) -> Vec<Settlement> {
             held: open.held,
             late: false,
             posts,
+            decision: None,
         })
     });
     settled.extend(cut_off);

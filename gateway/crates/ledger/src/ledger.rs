@@ -1,5 +1,7 @@
 //! The ledger itself: opened once, shared by all requests.
 
+mod learning;
+
 use crate::books::{Balance, Books, Settled};
 use crate::budget::{Budget, BudgetSpec};
 use crate::crash;
@@ -260,8 +262,15 @@ impl Ledger {
 
     /// The row of a request for which nothing was ever held.
     pub fn note(&self, record: Record) {
+        self.note_decided(record, None);
+    }
+
+    /// The same, with what the decision to refuse it depended on, where that is kept.
+    pub fn note_decided(&self, record: Record, decision: Option<Box<str>>) {
+        let mut settlement = Settlement::free(record);
+        settlement.decision = decision;
         self.0.writer.push(Posting {
-            settlement: Settlement::free(record),
+            settlement,
             segments: SmallVec::new(),
         });
     }
@@ -353,7 +362,7 @@ impl Ledger {
     /// Journals a settlement and queues it for the store.
     pub(crate) fn post(
         &self,
-        (record, held): (Record, Money),
+        (record, decision, held): (Record, Option<Box<str>>, Money),
         settled: Settled,
         mut segments: SmallVec<[u64; 2]>,
     ) {
@@ -363,6 +372,7 @@ impl Ledger {
             held,
             late: settled.late,
             posts: settled.posts,
+            decision,
         };
         match self.journal().append_soon(&Entry::Settled {
             settlement: Shared::Borrowed(&settlement),

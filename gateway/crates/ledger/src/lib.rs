@@ -24,15 +24,18 @@ mod writer;
 pub use books::Balance;
 pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 pub use ipnet::IpNet;
-pub use jobs::{ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, StoredItem, Tally};
+pub use jobs::{
+    ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, Standing, StoredItem, Tally, Waitable,
+};
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};
 pub use ledger::{AccountSpec, Ask, Denied, Ledger, OpenError, Settings, migrate};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
-    Account, AccountChange, Alert, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database, Dimension,
-    EditError, KeyChange, Range, Reply, Source, StoreError, StoredAlert, StoredAttempt, StoredBudget,
-    StoredRequest, Subtree, Summary, UsageQuery, UsageRow, Waiting, billed,
+    Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
+    Dimension, EditError, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
+    StoredAttempt, StoredBudget, StoredDecision, StoredOutcome, StoredRequest, Subtree, Summary, UsageQuery,
+    UsageRow, Waiting, billed, decisions,
 };
 pub use window::{Period, Window, Zone};

@@ -91,6 +91,8 @@ pub struct Reservation {
     /// How often it may still stand still.
     patience: u8,
     settled: bool,
+    /// What the decision depended on, where that is kept.
+    decision: Option<Box<str>>,
 }
 
 impl Reservation {
@@ -104,6 +106,7 @@ impl Reservation {
             segments: SmallVec::new(),
             patience: PATIENCE,
             settled: false,
+            decision: None,
         }
     }
 
@@ -113,6 +116,11 @@ impl Reservation {
             granted: self.transfer.held(),
             remaining: self.remaining,
         }
+    }
+
+    /// What the decision depended on is kept beside the request's row.
+    pub fn keep_decision(&mut self, decision: Box<str>) {
+        self.decision = Some(decision);
     }
 
     /// Holds up to `more`; returns how much of it was granted, which may be nothing. Stands still for a moment, a few times
@@ -245,8 +253,11 @@ impl Reservation {
         let settled = self.ledger.books().post(&self.transfer, &costs);
         drop(costs);
         let segments = std::mem::take(&mut self.segments);
-        self.ledger
-            .post((record, self.transfer.held()), settled, segments);
+        self.ledger.post(
+            (record, self.decision.take(), self.transfer.held()),
+            settled,
+            segments,
+        );
     }
 }
 

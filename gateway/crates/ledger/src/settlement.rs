@@ -29,6 +29,9 @@ pub(crate) struct Settlement {
     /// Its hold had expired, since its node had been given up.
     pub(crate) late: bool,
     pub(crate) posts: SmallVec<[Post; 4]>,
+    /// What the decision depended on, for replays. Not worth its room in the journal.
+    #[serde(skip)]
+    pub(crate) decision: Option<Box<str>>,
 }
 
 impl Settlement {
@@ -39,6 +42,7 @@ impl Settlement {
             held: Money::ZERO,
             late: false,
             posts: SmallVec::new(),
+            decision: None,
         }
     }
 }

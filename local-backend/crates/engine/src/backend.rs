@@ -6,14 +6,13 @@
 use std::sync::atomic::AtomicBool;
 
 /// Tokens held by one block of the KV cache.
-pub const BLOCK_TOKENS: usize = 16;
+pub const BLOCK_TOKENS: usize = kernels::BLOCK;
 
 /// The part of one sequence that a step computes.
 ///
 /// `blocks` must cover positions `0..first + tokens.len()`; the keys and values of positions below `first` must
-/// have been computed into those blocks by earlier steps, or be computed by rows of the same sequence before it in this
-/// step (guessed tokens are checked that way: each layer stores the keys of all rows before any row reads). Blocks that hold positions at or after `first` must
-/// belong to this sequence alone.
+/// have been computed into those blocks by earlier steps, or by rows of this one: a sequence may be cut into several rows
+/// to have logits after each. Blocks that hold positions at or after `first` must belong to this sequence alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     /// Token ids to compute, at least one, each below [`ModelInfo::vocabulary`].
@@ -36,7 +35,7 @@ pub enum StepEnd {
 }
 
 /// Facts about a loaded model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ModelInfo {
     /// Human name from the file, or the file's stem.
     pub name: String,
@@ -60,13 +59,21 @@ pub struct ModelInfo {
     pub add_bos: bool,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
+    /// Whether [`Backend::step`] can be used: models of the BERT kind only embed.
+    pub generates: bool,
+    /// Whether [`Backend::embed`] can be used.
+    pub embeds: bool,
+    /// Floats in an embedding.
+    pub embedding_width: usize,
+    /// Bytes of an element of the KV cache.
+    pub kv_bytes: usize,
 }
 
 impl ModelInfo {
-    /// Bytes of one KV block over all layers: keys and values in 16-bit floats.
+    /// Bytes of one KV block over all layers, keys and values.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        2 * 2 * BLOCK_TOKENS * self.kv_heads * self.head_dim * self.layers
+        2 * self.kv_bytes * BLOCK_TOKENS * self.kv_heads * self.head_dim.next_multiple_of(16) * self.layers
     }
 }
 
@@ -100,4 +107,11 @@ pub trait Backend: Send {
     /// # Panics
     /// When a row breaks its contract (a block or token id out of range): that is a bug of the scheduler.
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd;
+
+    /// Fills `out` (cleared first) with one vector of [`ModelInfo::embedding_width`] floats and length 1 for each sequence, in
+    /// order. `None`: this model does not embed, or there is no memory for the keys and values of so many tokens.
+    fn embed(&mut self, sequences: &[&[u32]], abort: &AtomicBool, out: &mut Vec<f32>) -> Option<StepEnd> {
+        let _ = (sequences, abort, out);
+        None
+    }
 }

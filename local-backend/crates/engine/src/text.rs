@@ -1,10 +1,18 @@
 //! Text: tokens to and from it, and the template that makes a prompt of messages.
 
-mod bpe;
+mod bytelevel;
+mod json;
+mod merge;
+mod sentencepiece;
 mod template;
+mod tokenizer;
+mod vocabulary;
+mod wordpiece;
 
-pub use bpe::{Tokenizer, Vocabulary};
+pub use json::read as read_tokenizer_json;
 pub use template::ChatTemplate;
+pub use tokenizer::Tokenizer;
+pub use vocabulary::{Scheme, TokenKind, Vocabulary};
 
 /// Bytes of tokens on their way to being text: a character whose bytes are spread over tokens waits for its last one.
 #[derive(Clone, Debug, Default)]

@@ -1,18 +1,30 @@
 //! The arithmetic of inference on the CPU, and the only `unsafe` code of the project.
 //!
-//! Owns: weight tiles and their kernels, 16-bit dot products for attention, the thread pool, the memory map. Refuses
-//! to know: models, sequences, files' formats. Invariants: a sum is taken in one fixed order whatever shares the
-//! call, so results do not depend on batching; every vector kernel has a scalar twin it is tested against.
+//! Owns: weight tiles and their products, attention over paged keys and values, the small operations, the thread pool,
+//! memory. Refuses to know: models, sequences, containers. Invariants: a sum is taken in one fixed order whatever shares
+//! the call, so results do not depend on batching; every kernel is written once over [`lanes`], whose plain
+//! implementation is the reference of the others.
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-mod map;
+mod activations;
+#[cfg(test)]
+mod agree;
+mod attention;
+mod cache;
+mod formats;
+mod lanes;
+mod memory;
 mod ops;
 mod pool;
-mod scalar;
+mod product;
 mod tiles;
 
-pub use map::Mapped;
-pub use ops::{attend, rms_norm, rope, silu_multiply};
+pub use activations::Activations;
+pub use attention::{Heads, Queries, Reach, attend};
+pub use cache::{BLOCK, KvCache, KvKind, KvShape, Slot};
+pub use formats::Format;
+pub use lanes::Isa;
+pub use memory::Mapped;
+pub use ops::{Activation, Norm, Pairs, rotate};
 pub use pool::Pool;
-pub use tiles::{Format, Matrix, Quantized};
+pub use product::{Feed, Mode, Part, feed, multiply};
+pub use tiles::{Matrix, Precision, Rows};

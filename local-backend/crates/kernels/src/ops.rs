@@ -1,115 +1,258 @@
-//! The small operations between the multiplies.
+//! The small operations between the multiplies, one token at a time.
 
-use crate::scalar;
+use crate::lanes::{Isa, Lanes, dispatch, exp};
 
-/// `out` = `x` over its root mean square, times `weight`; row by row.
-pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    for (x, out) in x
-        .chunks_exact(weight.len())
-        .zip(out.chunks_exact_mut(weight.len()))
-    {
-        let square: f32 = x.iter().map(|value| value * value).sum();
-        let scale = 1.0 / (square / x.len() as f32 + epsilon).sqrt();
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * scale * weight;
+/// How a norm scales a token.
+#[derive(Clone, Debug)]
+pub enum Norm {
+    /// Over the root mean square, times a weight.
+    Rms { weight: Vec<f32>, epsilon: f32 },
+    /// To mean 0 and variance 1, times a weight, plus a bias.
+    Layer {
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        epsilon: f32,
+    },
+}
+
+impl Norm {
+    /// Elements that are normed together.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Rms { weight, .. } | Self::Layer { weight, .. } => weight.len(),
+        }
+    }
+
+    /// `out` = the norm of `x`; both have the norm's width.
+    ///
+    /// # Panics
+    /// When the widths differ.
+    pub fn apply(&self, x: &[f32], out: &mut [f32]) {
+        assert!(
+            x.len() == self.width() && out.len() == x.len(),
+            "a norm has one width"
+        );
+        let norm = self;
+        dispatch!(Isa::current(), norm_row(norm: &Norm, x: &[f32], out: &mut [f32]));
+    }
+
+    /// Norms every piece of the norm's width in place.
+    pub fn apply_each(&self, x: &mut [f32]) {
+        for piece in x.chunks_exact_mut(self.width()) {
+            let before = piece.to_vec();
+            self.apply(&before, piece);
         }
     }
 }
 
-/// Rotates neighbouring pairs of each head of one token: `angles` holds the cosine and sine of each pair.
-pub fn rope(x: &mut [f32], angles: &[(f32, f32)]) {
-    for head in x.chunks_exact_mut(2 * angles.len()) {
-        for (pair, (cosine, sine)) in head.chunks_exact_mut(2).zip(angles) {
-            let (a, b) = (pair[0], pair[1]);
-            pair[0] = a * cosine - b * sine;
-            pair[1] = a * sine + b * cosine;
+/// The sum of `term` over a slice, in sixteen running sums that are added by halves.
+#[inline(always)]
+fn sum_of(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (whole, rest) = x.as_chunks::<16>();
+    for x in whole {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum += term(*x);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += term(*x);
+    }
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+    }
+    sums[0]
+}
+
+// The compiler turns these loops into whatever instructions the caller has enabled.
+#[inline(always)]
+unsafe fn norm_row<L: Lanes>(norm: &Norm, x: &[f32], out: &mut [f32]) {
+    let count = x.len() as f32;
+    match norm {
+        Norm::Rms { weight, epsilon } => {
+            let scale = 1.0 / (sum_of(x, |x| x * x) / count + epsilon).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * weight;
+            }
+        }
+        Norm::Layer {
+            weight,
+            bias,
+            epsilon,
+        } => {
+            let mean = sum_of(x, |x| x) / count;
+            let variance = sum_of(x, |x| (x - mean) * (x - mean)) / count;
+            let scale = 1.0 / (variance + epsilon).sqrt();
+            for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+                *out = (x - mean) * scale * weight + bias;
+            }
         }
     }
 }
 
-/// `gate` = silu(`gate`) · `up`.
-pub fn silu_multiply(gate: &mut [f32], up: &[f32]) {
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + (-*gate).exp()) * up;
-    }
+/// Which elements of a head are turned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// Neighbours, as GGUF files of `llama` keep them.
+    Neighbours,
+    /// Element i of the first half with element i of the second.
+    Halves,
 }
 
-/// One head's attention of one query over the positions whose keys and values `cache` yields, in order: a softmax
-/// taken as it goes, so that no list of scores is kept. `out` has the head's length.
-pub fn attend<'a>(query: &[f32], cache: impl Iterator<Item = (&'a [u16], &'a [u16])>, out: &mut [f32]) {
-    let scale = 1.0 / (query.len() as f32).sqrt();
-    let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0f32);
-    out.fill(0.0);
-    for (key, value) in cache {
-        let score = dot(query, key) * scale;
-        if score > largest {
-            let shrink = (largest - score).exp();
-            sum *= shrink;
-            out.iter_mut().for_each(|out| *out *= shrink);
-            largest = score;
+/// Turns each head of one token; `cosines` and `sines` have one value for each pair of a head.
+pub fn rotate(x: &mut [f32], pairs: Pairs, (cosines, sines): (&[f32], &[f32])) {
+    let angles = (cosines, sines);
+    dispatch!(Isa::current(), turn(x: &mut [f32], pairs: Pairs, angles: (&[f32], &[f32])));
+}
+
+#[inline(always)]
+unsafe fn turn<L: Lanes>(x: &mut [f32], pairs: Pairs, (cosines, sines): (&[f32], &[f32])) {
+    let half = cosines.len();
+    for head in x.chunks_exact_mut(2 * half) {
+        let angles = cosines.iter().zip(sines);
+        match pairs {
+            Pairs::Neighbours => {
+                for (pair, (cosine, sine)) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                    let [a, b] = *pair;
+                    *pair = [a * cosine - b * sine, a * sine + b * cosine];
+                }
+            }
+            Pairs::Halves => {
+                let (first, second) = head.split_at_mut(half);
+                for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(angles) {
+                    (*a, *b) = (*a * cosine - *b * sine, *a * sine + *b * cosine);
+                }
+            }
         }
-        let weight = (score - largest).exp();
-        sum += weight;
-        add_scaled(out, weight, value);
     }
-    out.iter_mut().for_each(|out| *out /= sum);
 }
 
-fn dot(a: &[f32], b: &[u16]) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if a.len().is_multiple_of(16) && crate::avx512::available() {
-        // SAFETY: the features were just found present.
-        return unsafe { crate::avx512::dot(a, b) };
-    }
-    scalar::dot(a, b)
+/// A feed-forward layer's bend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU by its tanh approximation.
+    GeluTanh,
+    /// GELU by the error function.
+    GeluErf,
 }
 
-fn add_scaled(out: &mut [f32], scale: f32, b: &[u16]) {
-    #[cfg(target_arch = "x86_64")]
-    if out.len().is_multiple_of(16) && crate::avx512::available() {
-        // SAFETY: the features were just found present.
-        unsafe { crate::avx512::add_scaled(out, scale, b) };
-        return;
+impl Activation {
+    /// Applies it to sixteen values.
+    pub fn apply(self, x: &mut [f32; 16]) {
+        let kind = self;
+        dispatch!(Isa::current(), bend(kind: Activation, x: &mut [f32; 16]));
     }
-    scalar::add_scaled(out, scale, b);
+}
+
+#[inline(always)]
+unsafe fn bend<L: Lanes>(kind: Activation, x: &mut [f32; 16]) {
+    // SAFETY: the caller's promise; `x` has 16 floats.
+    unsafe {
+        let value = L::load(x.as_ptr());
+        let (one, square) = (L::splat(1.0), L::mul(value, value));
+        let result = match kind {
+            Activation::Silu => {
+                let down = exp::<L>(L::mul(value, L::splat(-1.0)));
+                L::div(value, L::add(one, down))
+            }
+            // (1 + tanh u) / 2 is the sigmoid of 2 u.
+            Activation::GeluTanh => {
+                let inner = L::fma(L::mul(square, value), L::splat(0.044_715), value);
+                let down = exp::<L>(L::mul(inner, L::splat(-1.595_769_1)));
+                L::div(value, L::add(one, down))
+            }
+            // Abramowitz and Stegun 7.1.26: within 1.5e-7 of the error function of |x| / √2.
+            Activation::GeluErf => {
+                let negative = L::mul(value, L::splat(-1.0));
+                let size = L::mul(L::max(value, negative), L::splat(std::f32::consts::FRAC_1_SQRT_2));
+                let t = L::div(one, L::fma(size, L::splat(0.327_591_1), one));
+                let mut sum = L::splat(1.061_405_4);
+                for factor in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+                    sum = L::fma(sum, t, L::splat(factor));
+                }
+                let tail = L::mul(L::mul(sum, t), exp::<L>(L::mul(square, L::splat(-0.5))));
+                // x ≥ 0: x (1 − tail / 2); x < 0: x tail / 2.
+                let half = L::mul(tail, L::splat(0.5));
+                let above = L::fma(L::mul(half, L::splat(-1.0)), value, value);
+                let is_above = L::keep_from(value, L::splat(0.0), one);
+                let below = L::mul(L::mul(half, value), L::fma(is_above, L::splat(-1.0), one));
+                L::fma(is_above, above, below)
+            }
+        };
+        L::store(x.as_mut_ptr(), result);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::f16;
 
     #[test]
-    fn attention_is_the_softmax_of_scores() {
-        let bits = |values: &[f32]| {
-            values
-                .iter()
-                .map(|value| f16::from_f32(*value).to_bits())
-                .collect::<Vec<_>>()
-        };
-        let query: Vec<f32> = (0..16).map(|i| i as f32 / 8.0 - 1.0).collect();
-        let keys: Vec<Vec<f32>> = (0..5)
-            .map(|k| (0..16).map(|i| ((i * k) % 7) as f32 / 4.0).collect())
-            .collect();
-        let packed: Vec<_> = keys.iter().map(|key| bits(key)).collect();
-        let mut out = vec![0.0; 16];
-        attend(
-            &query,
-            packed.iter().map(|key| (key.as_slice(), key.as_slice())),
-            &mut out,
-        );
-        let scores: Vec<f32> = keys
-            .iter()
-            .map(|key| (key.iter().zip(&query).map(|(a, b)| a * b).sum::<f32>() / 4.0).exp())
-            .collect();
-        let total: f32 = scores.iter().sum();
-        for (at, value) in out.iter().enumerate() {
-            let exact: f32 = keys
-                .iter()
-                .zip(&scores)
-                .map(|(key, score)| key[at] * score / total)
-                .sum();
-            assert!((exact - value).abs() < 1e-4, "{exact} {value}");
+    fn bends_are_the_functions_they_name() {
+        for start in -40..40 {
+            let x: [f32; 16] = std::array::from_fn(|at| (start * 16 + at as i32) as f32 / 64.0);
+            for (kind, exact) in [
+                (
+                    Activation::Silu,
+                    (|x: f64| x / (1.0 + (-x).exp())) as fn(f64) -> f64,
+                ),
+                (Activation::GeluTanh, |x| {
+                    0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x * x * x)).tanh())
+                }),
+                (Activation::GeluErf, |x| {
+                    0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
+                }),
+            ] {
+                let mut out = x;
+                kind.apply(&mut out);
+                for (x, out) in x.iter().zip(out) {
+                    let exact = exact(f64::from(*x));
+                    assert!(
+                        (f64::from(out) - exact).abs() < 2e-6,
+                        "{kind:?} of {x}: {out}, not {exact}"
+                    );
+                }
+            }
         }
+    }
+
+    /// The error function by its series.
+    fn erf(x: f64) -> f64 {
+        if x.abs() > 4.0 {
+            return x.signum();
+        }
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        2.0 / std::f64::consts::PI.sqrt() * sum
+    }
+
+    #[test]
+    fn norms_norm() {
+        let x: Vec<f32> = (0..50).map(|at| (at * 7 % 13) as f32 - 3.0).collect();
+        let mut out = vec![0.0; 50];
+        let (weight, bias, epsilon) = (vec![2.0; 50], vec![1.0; 50], 1e-6);
+        Norm::Rms {
+            weight: weight.clone(),
+            epsilon,
+        }
+        .apply(&x, &mut out);
+        let square: f32 = out.iter().map(|value| value * value).sum();
+        assert!((square / 50.0 - 4.0).abs() < 1e-4, "{square}");
+        Norm::Layer {
+            weight,
+            bias,
+            epsilon,
+        }
+        .apply(&x, &mut out);
+        let mean = out.iter().sum::<f32>() / 50.0;
+        assert!((mean - 1.0).abs() < 1e-5, "{mean}");
     }
 }

@@ -1,117 +1,78 @@
-//! Quantized weights re-laid for the multiply: tiles of 16 rows by 32 columns.
+//! Weights re-laid for the multiply: tiles of 16 rows by 32 columns, for quantized ones, and columns of 16 rows, for floats.
 //!
-//! A tile keeps, for every four columns, the four weights of each of its 16 rows side by side, which is what one
-//! VNNI instruction takes. W4: 256 bytes of nibbles (the low ones are columns 0 to 15, the high ones 16 to 31), then 16
-//! scales and 16 minimums in f16. W8: 512 bytes, each weight plus 128, then 16 scales in f16.
+//! A tile keeps, for every four columns, the four weights of each of its 16 rows side by side, which is what one VNNI
+//! instruction takes.
+//!
+//! | layout | bytes of a tile | weights | after them | serves |
+//! | --- | --- | --- | --- | --- |
+//! | W4 | 320 | nibbles: the low ones are columns 0 to 15 | 16 scales, 16 minimums in f16 | Q4_0, Q4_1, Q4_K |
+//! | W5 | 384 | nibbles, then fifth bits | the same | Q5_0, Q5_1, Q5_K |
+//! | W6 | 448 | nibbles, then pairs of high bits, less 32 | 16 scales of each half in f16 | Q6_K |
+//! | W8 | 544 | bytes, less 128 | 16 scales in f16 | Q8_0 |
+//!
+//! W4, W5 and W8 hold exactly what the file holds, but for Q4_K and Q5_K, whose 6-bit scales are multiplied out into f16;
+//! so are Q6_K's.
 
+use crate::formats::{Block, COLS, Format};
+use crate::memory::Buffer;
 use crate::pool::Pool;
-use crate::scalar;
 use half::f16;
 
+/// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
-pub(crate) const COLS: usize = 32;
-pub(crate) const W4_TILE: usize = 256 + 64;
-pub(crate) const W8_TILE: usize = 512 + 32;
-/// Tokens multiplied by a tile while it is in registers.
-pub(crate) const TOKENS: usize = 8;
 
-/// How weights lie in a GGUF file, in blocks of 32.
+/// How a matrix is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// f16 scale, 16 bytes of nibbles: `scale · (q − 8)`.
-    Q4_0,
-    /// f16 scale, f16 minimum, 16 bytes of nibbles: `scale · q + minimum`.
-    Q4_1,
-    /// f16 scale, 32 signed bytes: `scale · q`.
-    Q8_0,
+pub(crate) enum Layout {
+    W4,
+    W5,
+    W6,
+    W8,
+    F16,
+    Bf16,
+    F32,
 }
 
-impl Format {
-    /// Bytes of a block of 32 weights.
-    pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q8_0 => 34,
+impl Layout {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::Q4_0 | Format::Q4_1 | Format::Q4K => Self::W4,
+            Format::Q5_0 | Format::Q5_1 | Format::Q5K => Self::W5,
+            Format::Q6K => Self::W6,
+            Format::Q8_0 => Self::W8,
+            Format::F16 => Self::F16,
+            Format::Bf16 => Self::Bf16,
+            Format::F32 => Self::F32,
         }
     }
 
-    /// The weights of one row as floats.
-    pub fn dequantize(self, row: &[u8], out: &mut [f32]) {
-        for (block, out) in row
-            .chunks_exact(self.block_bytes())
-            .zip(out.chunks_exact_mut(COLS))
-        {
-            let (scale, minimum, quants) = self.parts(block);
-            for (column, value) in out.iter_mut().enumerate() {
-                *value = scale.to_f32() * f32::from(self.quant(quants, column)) + minimum.to_f32();
-            }
-        }
-    }
-
-    fn parts(self, block: &[u8]) -> (f16, f16, &[u8]) {
-        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
+    /// Bytes of 16 rows by `columns`.
+    fn group_bytes(self, columns: usize) -> usize {
         match self {
-            Self::Q4_0 => (half(0), f16::from_f32(-8.0 * half(0).to_f32()), &block[2..]),
-            Self::Q4_1 => (half(0), half(2), &block[4..]),
-            Self::Q8_0 => (half(0), f16::ZERO, &block[2..]),
-        }
-    }
-
-    fn quant(self, quants: &[u8], column: usize) -> i16 {
-        match self {
-            Self::Q8_0 => i16::from(quants[column].cast_signed()),
-            _ if column < 16 => i16::from(quants[column] & 15),
-            _ => i16::from(quants[column - 16] >> 4),
+            Self::W4 => columns / COLS * 320,
+            Self::W5 => columns / COLS * 384,
+            Self::W6 => columns / COLS * 448,
+            Self::W8 => columns / COLS * 544,
+            Self::F16 | Self::Bf16 => columns * ROWS * 2,
+            Self::F32 => columns * ROWS * 4,
         }
     }
 }
 
-/// Activations of several tokens as int8, in blocks of 32 columns.
-#[derive(Clone, Debug, Default)]
-pub struct Quantized {
-    pub(crate) columns: usize,
-    pub(crate) values: Vec<i8>,
-    /// One per block.
-    pub(crate) scales: Vec<f32>,
-    /// Scale times the sum of the block's values: what a minimum is multiplied by.
-    pub(crate) sums: Vec<f32>,
+/// What a matrix multiplies: activations rounded to eight bits, or as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    Int8,
+    Float,
 }
 
-impl Quantized {
-    /// Quantizes `x`, tokens by columns; columns must be a multiple of 32.
-    pub fn new(x: &[f32], columns: usize) -> Self {
-        assert!(
-            columns.is_multiple_of(COLS) && x.len().is_multiple_of(columns),
-            "blocks of 32 columns"
-        );
-        let mut out = Self {
-            columns,
-            values: Vec::with_capacity(x.len()),
-            scales: Vec::with_capacity(x.len() / COLS),
-            sums: Vec::with_capacity(x.len() / COLS),
-        };
-        for block in x.chunks_exact(COLS) {
-            let largest = block
-                .iter()
-                .fold(0.0f32, |largest, value| largest.max(value.abs()));
-            let scale = largest / 127.0;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            let mut sum = 0i32;
-            for value in block {
-                let quant = (value * inverse).round_ties_even() as i8;
-                sum += i32::from(quant);
-                out.values.push(quant);
-            }
-            out.scales.push(scale);
-            out.sums.push(scale * sum as f32);
-        }
-        out
-    }
-
-    pub fn tokens(&self) -> usize {
-        self.values.len() / self.columns
-    }
+/// Weights as a file holds them, row by row.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    pub format: Format,
+    pub data: &'a [u8],
+    pub rows: usize,
+    pub columns: usize,
 }
 
 /// A weight matrix of rows (outputs) by columns (inputs).
@@ -119,111 +80,146 @@ impl Quantized {
 pub struct Matrix {
     rows: usize,
     columns: usize,
-    pub(crate) wide: bool,
-    tiles: Vec<u8>,
+    pub(crate) layout: Layout,
+    tiles: Buffer,
 }
 
 impl Matrix {
-    /// Lays out a matrix from its GGUF bytes. Rows must be a multiple of 16, columns of 32.
-    pub fn new(format: Format, data: &[u8], rows: usize, columns: usize) -> Self {
-        assert!(
-            rows.is_multiple_of(ROWS) && columns.is_multiple_of(COLS),
-            "tiles of 16 rows by 32 columns"
-        );
-        let (blocks, bytes) = (columns / COLS, format.block_bytes());
-        assert!(
-            data.len() == rows * blocks * bytes,
-            "the data must be {rows} rows of {columns} weights"
-        );
-        let wide = format == Format::Q8_0;
-        let tile_bytes = if wide { W8_TILE } else { W4_TILE };
-        let mut tiles = vec![0u8; rows / ROWS * blocks * tile_bytes];
-        for (index, tile) in tiles.chunks_exact_mut(tile_bytes).enumerate() {
-            let (group, block) = (index / blocks, index % blocks);
-            for row in 0..ROWS {
-                let start = ((group * ROWS + row) * blocks + block) * bytes;
-                let (scale, minimum, quants) = format.parts(&data[start..start + bytes]);
-                for column in 0..COLS {
-                    let quant = format.quant(quants, column);
-                    if wide {
-                        tile[column / 4 * 64 + row * 4 + column % 4] = (quant + 128) as u8;
-                    } else {
-                        let place = (column % 16) / 4 * 64 + row * 4 + column % 4;
-                        tile[place] |= (quant as u8) << if column < 16 { 0 } else { 4 };
-                    }
-                }
-                let scales = if wide { 512 } else { 256 };
-                tile[scales + row * 2..][..2].copy_from_slice(&scale.to_le_bytes());
-                if !wide {
-                    tile[scales + 32 + row * 2..][..2].copy_from_slice(&minimum.to_le_bytes());
-                }
-            }
-        }
-        Self {
+    /// Lays out a matrix.
+    ///
+    /// # Errors
+    /// The shape does not fit the data or the format, or there is no memory.
+    pub fn new(pool: &mut Pool, source: Rows<'_>) -> Result<Self, String> {
+        let Rows {
+            format,
+            data,
             rows,
             columns,
-            wide,
-            tiles,
+        } = source;
+        if columns == 0 || !columns.is_multiple_of(format.block_weights()) {
+            return Err(format!(
+                "rows of {columns} weights do not divide into blocks of {format:?}"
+            ));
         }
+        if data.len() != rows * format.row_bytes(columns) {
+            return Err(format!(
+                "{} bytes are not {rows} rows of {columns} weights in {format:?}",
+                data.len()
+            ));
+        }
+        let layout = Layout::of(format);
+        let (groups, bytes) = (rows.div_ceil(ROWS), layout.group_bytes(columns));
+        let mut tiles = Buffer::new(groups * bytes)
+            .map_err(|error| format!("no memory for {} bytes of weights: {error}", groups * bytes))?;
+        struct Base(*mut u8);
+        // SAFETY: every group is written by the one call that has its index.
+        unsafe impl Sync for Base {}
+        let base = &Base(tiles.base());
+        pool.run(groups, &|group| {
+            // SAFETY: the buffer has `groups` times `bytes` bytes, and no other call has this group.
+            let out = unsafe { std::slice::from_raw_parts_mut(base.0.add(group * bytes), bytes) };
+            if format.is_quantized() {
+                lay_tiles(layout, source, group, out);
+            } else {
+                lay_columns(source, group, out);
+            }
+        });
+        Ok(Self {
+            rows,
+            columns,
+            layout,
+            tiles,
+        })
     }
 
+    #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    #[cfg(test)]
-    pub(crate) fn tiles(&self) -> &[u8] {
-        &self.tiles
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        self.columns
     }
 
+    /// Bytes that a multiply reads.
+    #[must_use]
     pub fn bytes(&self) -> usize {
-        self.tiles.len()
+        self.tiles.bytes().len()
     }
 
-    /// `out` = tokens by rows.
-    pub fn multiply(&self, pool: &mut Pool, x: &Quantized, out: &mut [f32]) {
-        assert!(
-            x.columns == self.columns && out.len() == x.tokens() * self.rows,
-            "shapes must fit"
-        );
-        struct Out(*mut f32);
-        // SAFETY: every group of rows writes to places that no other group writes to.
-        unsafe impl Sync for Out {}
-        let target = &Out(out.as_mut_ptr());
-        let group_bytes = self.columns / COLS * if self.wide { W8_TILE } else { W4_TILE };
-        let (groups, tokens) = (self.rows / ROWS, x.tokens());
-        // Enough groups at a time that taking one costs little beside doing it.
-        let stride = (groups / (pool.threads() * 8)).clamp(1, 16);
-        pool.run(groups.div_ceil(stride), &|part| {
-            for group in part * stride..((part + 1) * stride).min(groups) {
-                let tiles = &self.tiles[group * group_bytes..(group + 1) * group_bytes];
-                let mut sums = [[0.0f32; ROWS]; TOKENS];
-                for first in (0..tokens).step_by(TOKENS) {
-                    let count = TOKENS.min(tokens - first);
-                    self.group(tiles, x, first..first + count, &mut sums);
-                    for (token, sums) in sums.iter().enumerate().take(count) {
-                        let place = (first + token) * self.rows + group * ROWS;
-                        // SAFETY: token and group are in range, so the 16 floats lie in `out`; see `Out`.
-                        unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), target.0.add(place), ROWS) };
-                    }
-                }
-            }
-        });
-    }
-
-    fn group(
-        &self,
-        tiles: &[u8],
-        x: &Quantized,
-        tokens: std::ops::Range<usize>,
-        out: &mut [[f32; ROWS]; TOKENS],
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if crate::avx512::available() {
-            // SAFETY: the features were just found present.
-            unsafe { crate::avx512::group(self.wide, tiles, x, tokens, out) };
-            return;
+    /// What it multiplies.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        match self.layout {
+            Layout::W4 | Layout::W5 | Layout::W6 | Layout::W8 => Precision::Int8,
+            Layout::F16 | Layout::Bf16 | Layout::F32 => Precision::Float,
         }
-        scalar::group(self.wide, tiles, x, tokens, out);
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// The tiles of 16 rows.
+    pub(crate) fn group(&self, group: usize) -> &[u8] {
+        let bytes = self.layout.group_bytes(self.columns);
+        &self.tiles.bytes()[group * bytes..(group + 1) * bytes]
+    }
+}
+
+/// Rows past the end are left zero: scales of zero give sums of zero.
+fn lay_tiles(layout: Layout, source: Rows<'_>, group: usize, out: &mut [u8]) {
+    let row_bytes = source.format.row_bytes(source.columns);
+    for row in 0..ROWS.min(source.rows - group * ROWS) {
+        let start = (group * ROWS + row) * row_bytes;
+        let data = &source.data[start..start + row_bytes];
+        for (index, tile) in out.chunks_exact_mut(layout.group_bytes(COLS)).enumerate() {
+            lay_row(layout, tile, row, &source.format.block(data, index));
+        }
+    }
+}
+
+fn lay_row(layout: Layout, tile: &mut [u8], row: usize, block: &Block) {
+    let place = row * 4;
+    if layout == Layout::W8 {
+        for (part, four) in block.quants.chunks_exact(4).enumerate() {
+            tile[part * 64 + place..][..4].copy_from_slice(four);
+        }
+    } else {
+        for at in 0..16 {
+            let (low, high) = (block.quants[at], block.quants[at + 16]);
+            let (part, lane) = (at / 4, place + at % 4);
+            tile[part * 64 + lane] = low & 15 | high << 4;
+            match layout {
+                Layout::W5 => tile[256 + lane] |= (low >> 4) << part | (high >> 4) << (part + 4),
+                Layout::W6 => {
+                    let bits = low >> 4 | (high >> 4) << 2;
+                    tile[256 + part / 2 * 64 + lane] |= bits << (part % 2 * 4);
+                }
+                _ => {}
+            }
+        }
+    }
+    let (after, second) = match layout {
+        Layout::W4 => (256, block.minimum),
+        Layout::W5 => (320, block.minimum),
+        Layout::W6 => (384, block.scales[1]),
+        _ => (512, 0.0),
+    };
+    tile[after + row * 2..][..2].copy_from_slice(&f16::from_f32(block.scales[0]).to_le_bytes());
+    if layout != Layout::W8 {
+        tile[after + 32 + row * 2..][..2].copy_from_slice(&f16::from_f32(second).to_le_bytes());
+    }
+}
+
+fn lay_columns(source: Rows<'_>, group: usize, out: &mut [u8]) {
+    let size = source.format.block_bytes();
+    for row in 0..ROWS.min(source.rows - group * ROWS) {
+        let start = (group * ROWS + row) * source.columns * size;
+        let data = &source.data[start..start + source.columns * size];
+        for (column, weight) in data.chunks_exact(size).enumerate() {
+            out[(column * ROWS + row) * size..][..size].copy_from_slice(weight);
+        }
     }
 }

@@ -42,8 +42,8 @@ static RAISE: LazyLock<Sql> = LazyLock::new(|| {
 static PAGE: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(&format!(
         "SELECT {COLUMNS} FROM alerts a JOIN budgets b ON b.id = a.budget WHERE ($1 = '' OR b.org = $1) \
-         AND ($2 = '' OR b.team = $2) AND ($3 = '' OR b.workflow = $3) AND a.raised_us < $4 \
-         ORDER BY a.raised_us DESC, a.budget, a.threshold LIMIT $5"
+         AND ($2 = '' OR b.team = $2) AND ($3 = '' OR b.workflow = $3) AND (a.raised_us, a.threshold, a.budget) < ($4, $5, $6) \
+         ORDER BY a.raised_us DESC, a.threshold DESC, a.budget DESC LIMIT $7"
     ))
 });
 /// Whoever changes the row has it until the time it says; nobody else sends it before.
@@ -114,18 +114,22 @@ impl Store {
         Ok(new)
     }
 
-    /// Alerts of budgets within a subtree, the latest first, those before a moment.
+    /// Alerts of budgets within a subtree, the latest first, those before one: when it was raised, its threshold, its budget.
     pub(crate) async fn alerts(
         &self,
         within: &Subtree,
-        (before_us, limit): (i64, i64),
+        before: Option<(i64, i64, String)>,
+        limit: i64,
     ) -> Result<Vec<StoredAlert>, StoreError> {
+        let (raised_us, threshold, budget) = before.unwrap_or((i64::MAX, 0, String::new()));
         let [org, team, workflow, _] = levels(within.root());
         let values = [
             Value::Text(org),
             Value::Text(team),
             Value::Text(workflow),
-            Value::Int(before_us),
+            Value::Int(raised_us),
+            Value::Int(threshold),
+            Value::Text(&budget),
             Value::Int(limit),
         ];
         let rows = self.pool.fetch(&PAGE, &values).await.map_err(unread)?;

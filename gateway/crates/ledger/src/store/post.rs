@@ -37,7 +37,7 @@ const HOURLY_SUMS: usize = 10;
 const HOUR_US: i64 = 3_600_000_000;
 
 /// The statements for [`SIZES`] rows.
-type Inserts = LazyLock<[Sql; 3]>;
+pub(super) type Inserts = LazyLock<[Sql; 3]>;
 static REQUESTS: Inserts = LazyLock::new(|| {
     inserts(
         "requests",
@@ -94,12 +94,12 @@ static USE_WRITTEN_OFF: LazyLock<Sql> = LazyLock::new(|| {
     )
 });
 
-fn inserts(table: &str, columns: usize, tail: &str) -> [Sql; 3] {
+pub(super) fn inserts(table: &str, columns: usize, tail: &str) -> [Sql; 3] {
     SIZES.map(|rows| Sql::insert(table, (rows, columns), tail))
 }
 
 /// Cuts rows of `columns` values into statements.
-fn statements<'a, 'v>(
+pub(super) fn statements<'a, 'v>(
     inserts: &'static Inserts,
     columns: usize,
     mut values: &'a [Value<'v>],
@@ -156,6 +156,7 @@ impl Store {
         let is_new = |settlement: &&Settlement| inserted.remove(&settlement.record.request.0);
         let new: Vec<&Settlement> = settlements.iter().copied().filter(is_new).collect();
         self.post_attempts(transaction, &new).await?;
+        super::decisions::post(transaction, &new).await?;
         let spends = self.post_spend(transaction, &new).await?;
         post_hours(transaction, &new).await?;
         Ok(Posted {

@@ -121,6 +121,7 @@ fn settlement(number: u64, budget: &Budget, charge: i64) -> Settlement {
     };
     let amount = Money::from_nanos(charge);
     Settlement {
+        decision: Some("{}".into()),
         record: estimate(request, &[intent], amount).unwrap(),
         held: amount,
         late: false,
@@ -546,11 +547,18 @@ async fn old_rows_end_and_hours_stay(bench: &Bench) {
             "2"
         );
     }
+    store.tell(&[outcome(&one, true)]).await.unwrap();
     store.upkeep(NOW + 7 * 86_400_000_000, Some(7)).await.unwrap();
     assert!(store.request(one.record.request).await.unwrap().is_some());
     store.upkeep(NOW + 8 * 86_400_000_000, Some(7)).await.unwrap();
     assert!(store.request(one.record.request).await.unwrap().is_none());
-    for (table, rows) in [("requests", 0), ("attempts", 0), ("hourly", 1)] {
+    for (table, rows) in [
+        ("requests", 0),
+        ("attempts", 0),
+        ("decisions", 0),
+        ("outcomes", 0),
+        ("hourly", 1),
+    ] {
         let sql = sql::Sql::new(&format!("SELECT count(*) FROM {table}"));
         assert_eq!(
             store.pool.fetch(&sql, &[]).await.unwrap()[0].int(0).unwrap(),
@@ -558,6 +566,90 @@ async fn old_rows_end_and_hours_stay(bench: &Bench) {
             "{table}"
         );
     }
+}
+
+fn outcome(settlement: &Settlement, success: bool) -> Outcome {
+    Outcome {
+        request: settlement.record.request,
+        told_us: NOW,
+        org: "acme".into(),
+        workflow: "triage".into(),
+        deployment: "d".into(),
+        success,
+        value: Money::from_nanos(if success { 7 } else { -2 }),
+        stated: success,
+        believed_ppm: 800_000,
+        note: success.then(|| "it said \"yes\"".into()),
+    }
+}
+
+async fn decisions_and_outcomes_are_read_back(bench: &Bench) {
+    let database = bench.database("decisions");
+    let store = Store::open(&database, "n1".into()).await.unwrap();
+    let search = budget("search", 1_000_000);
+    let mut all: Vec<Settlement> = (1..=70).map(|number| settlement(number, &search, 5)).collect();
+    all[0].decision = None;
+    all[1].decision = Some("{\"seed\":7}".into());
+    all[3].record.attempts[0].outcome = exchange::AttemptOutcome::Answered;
+    store.post(&all.iter().collect::<Vec<_>>()).await.unwrap();
+    let (one, two) = (outcome(&all[1], true), outcome(&all[2], false));
+    let first = store
+        .tell(&[two.clone(), one.clone(), one.clone()])
+        .await
+        .unwrap();
+    assert_eq!(first.len(), 2);
+    let again = Outcome {
+        success: false,
+        ..one.clone()
+    };
+    assert!(
+        store.tell(&[again]).await.unwrap().is_empty(),
+        "the first word counts"
+    );
+    let told = store.told(NOW - 1, 10).await.unwrap();
+    assert!(
+        told.len() == 2 && told.contains(&one) && told.contains(&two),
+        "{told:?}"
+    );
+    assert_eq!(store.told(NOW + 1, 10).await.unwrap(), []);
+    let mut found = Vec::new();
+    decisions(&database, NOW - 1_000_000..NOW + 1_000_000, |one| found.push(one))
+        .await
+        .unwrap();
+    assert_eq!(found.len(), 69, "one had none");
+    assert_eq!(
+        (&*found[0].decision, found[0].charged.nanos()),
+        ("{\"seed\":7}", 5)
+    );
+    let told = found[0]
+        .outcome
+        .as_ref()
+        .map(|told| (&*told.workflow, &*told.deployment, told.success));
+    assert_eq!(told, Some(("triage", "d", true)));
+    assert_eq!(found[5].outcome, None);
+    let served = store.served_by(all[3].record.request).await.unwrap();
+    assert_eq!(served.map(|served| served.org).as_deref(), Some("acme"));
+    assert_eq!(
+        store.served_by(all[4].record.request).await.unwrap(),
+        None,
+        "nobody answered"
+    );
+    let answered = |calls| Answered {
+        org: "acme".into(),
+        workflow: "triage".into(),
+        deployment: "d".into(),
+        calls,
+        retries: 1,
+        escalations: 0,
+    };
+    store.add_answered(NOW, &[answered(3)]).await.unwrap();
+    store.add_answered(NOW, &[answered(4)]).await.unwrap();
+    store
+        .add_answered(NOW - 86_400_000_000 * 40, &[answered(9)])
+        .await
+        .unwrap();
+    let sums = store.answered(NOW - 86_400_000_000 * 30).await.unwrap();
+    assert_eq!((sums.len(), sums[0].calls, sums[0].retries), (1, 7, 2));
 }
 
 async fn a_newer_schema_is_refused(bench: &Bench) {
@@ -589,6 +681,7 @@ async fn all(bench: Bench) {
     who_is_refused_what_others_hold_is_heard(&bench).await;
     what_was_billed_is_read_whole(&bench).await;
     old_rows_end_and_hours_stay(&bench).await;
+    decisions_and_outcomes_are_read_back(&bench).await;
     a_newer_schema_is_refused(&bench).await;
 }
 

@@ -1,7 +1,7 @@
 //! What keeps a store usable for years: partitions by day in Postgres, and an end for rows that need not be kept.
 //!
 //! Hours, budgets, their windows, alerts and the audit trail are kept for good: they are small. In Postgres a day that is
-//! no longer kept is dropped as two tables; in SQLite its rows are deleted.
+//! no longer kept is dropped as three tables; in SQLite its rows are deleted.
 
 use super::sql::{Pool, Sql, Transaction, Value};
 use super::{Store, StoreError, replies, unread, written};
@@ -10,7 +10,11 @@ use std::sync::LazyLock;
 const DAY_US: i64 = 86_400_000_000;
 /// Partitions are there so many days before they are needed.
 const AHEAD_DAYS: i64 = 3;
-const PARTITIONED: [(&str, &str); 2] = [("requests", "id"), ("attempts", "request")];
+const PARTITIONED: [(&str, &str); 3] = [
+    ("requests", "id"),
+    ("attempts", "request"),
+    ("decisions", "request"),
+];
 
 /// Several nodes do this; one at a time, and never for long in anyone's way.
 static TURN: LazyLock<Sql> = LazyLock::new(|| {
@@ -19,7 +23,7 @@ static TURN: LazyLock<Sql> = LazyLock::new(|| {
 static PARTITIONS: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
         "SELECT child.relname::text FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid \
-         JOIN pg_class parent ON parent.oid = inhparent WHERE parent.relname = 'requests'",
+         JOIN pg_class parent ON parent.oid = inhparent WHERE parent.relname IN ('requests', 'attempts', 'decisions')",
     )
 });
 static LEASES: LazyLock<Sql> = LazyLock::new(|| {
@@ -36,6 +40,11 @@ impl Store {
         let first_kept = keep_days.map(|days| today - i64::from(days));
         let mut transaction = self.pool.begin().await.map_err(written)?;
         transaction.execute(&LEASES, &[]).await.map_err(written)?;
+        if let Some(day) = first_kept {
+            // They may hold the words of people.
+            let old = Sql::new(&format!("DELETE FROM outcomes WHERE told_us < {}", day * DAY_US));
+            transaction.execute(&old, &[]).await.map_err(written)?;
+        }
         let forgotten = [Value::Int(now_us - replies::KEPT_US)];
         let purged = transaction.execute(&replies::PURGE, &forgotten).await;
         purged.map_err(written)?;
@@ -70,10 +79,10 @@ async fn make_partitions(transaction: &mut Transaction, today: i64) -> Result<()
         known.push(row.text(0).map_err(unread)?);
     }
     for day in today - 1..=today + AHEAD_DAYS {
-        if known.contains(&format!("requests_{day}")) {
-            continue;
-        }
         for (table, _) in PARTITIONED {
+            if known.contains(&format!("{table}_{day}")) {
+                continue;
+            }
             let (from, to) = (first_id(day), first_id(day + 1));
             let make = format!(
                 "CREATE TABLE {table}_{day} PARTITION OF {table} FOR VALUES FROM ('{from}') TO ('{to}')"
@@ -90,12 +99,10 @@ async fn make_partitions(transaction: &mut Transaction, today: i64) -> Result<()
 async fn drop_partitions(transaction: &mut Transaction, first_kept: i64) -> Result<(), StoreError> {
     for row in transaction.fetch(&PARTITIONS, &[]).await.map_err(unread)? {
         let name = row.text(0).map_err(unread)?;
-        let day: Option<i64> = name.strip_prefix("requests_").and_then(|day| day.parse().ok());
-        if let Some(day) = day.filter(|day| *day < first_kept) {
-            for (table, _) in PARTITIONED {
-                let drop = Sql::new(&format!("DROP TABLE {table}_{day}"));
-                transaction.execute(&drop, &[]).await.map_err(written)?;
-            }
+        let day: Option<i64> = name.rsplit_once('_').and_then(|(_, day)| day.parse().ok());
+        if day.is_some_and(|day| day < first_kept) {
+            let drop = Sql::new(&format!("DROP TABLE {name}"));
+            transaction.execute(&drop, &[]).await.map_err(written)?;
         }
     }
     for (table, key) in PARTITIONED {

@@ -1,299 +1,421 @@
-//! The forward pass of a llama-like transformer on the CPU, over paged keys and values in f16.
+//! One forward pass for every architecture, on the CPU, over paged keys and values.
+//!
+//! Owns: the order of operations, and the memory they work in. Refuses to know: containers, sampling, who asks. Threads
+//! meet five times a layer: after the products of queries, keys and values, after attention, after its output, after the
+//! two halves of the feed-forward layer.
 
-use super::gguf::{Gguf, Weights};
+use super::arch::{Config, Pooling};
+use super::source::Source;
+use super::weights::{Layer, Linear, Norms, Weights};
 use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
-use half::f16;
-use kernels::{Matrix, Pool, Quantized, attend, rms_norm, rope, silu_multiply};
-use std::path::Path;
+use kernels::{
+    Activations, Feed, Heads, KvCache, KvKind, KvShape, Matrix, Mode, Norm, Part, Pool, Queries, Slot,
+    attend, feed, multiply, rotate,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-struct Layer {
-    attention_norm: Vec<f32>,
-    query: Matrix,
-    key: Matrix,
-    value: Matrix,
-    output: Matrix,
-    feed_norm: Vec<f32>,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
-}
-
-/// Sizes and constants of the architecture.
-struct Shape {
-    width: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    epsilon: f32,
-    /// Angle per position of each pair.
-    frequencies: Vec<f32>,
-}
 
 pub(super) struct Model {
     info: ModelInfo,
-    shape: Shape,
-    layers: Vec<Layer>,
-    final_norm: Vec<f32>,
-    output: Matrix,
-    embedding: Weights,
-    gguf: Gguf,
+    config: Config,
+    weights: Weights,
+    /// Keeps the tokens' embeddings, which are read where they lie.
+    source: Source,
     pool: Pool,
-    /// For each layer: keys, then values; a block holds its tokens' heads one after the other.
-    cache: Vec<(Vec<u16>, Vec<u16>)>,
-    blocks: usize,
+    shape: KvShape,
+    /// One per layer.
+    caches: Vec<KvCache>,
+    /// Angle per position of each pair: of layers that see everything, and of those that see a window.
+    frequencies: [Vec<f32>; 2],
+    memory: Memory,
 }
 
-/// One token of a step.
-struct Place {
-    row: usize,
-    position: usize,
+/// What a step works in; kept, since fresh memory costs more than the work in it.
+#[derive(Default)]
+struct Memory {
+    /// Tokens by width: the residual.
+    x: Vec<f32>,
+    /// What a half of a layer begins with.
+    input: Activations,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Activations,
+    hidden: Activations,
+    /// A half's result, where it is normed before it is added.
+    result: Vec<f32>,
+    /// Cosines and sines, tokens by pairs, of both kinds of layers.
+    angles: [(Vec<f32>, Vec<f32>); 2],
+}
+
+/// The sequences of a step, as attention and the cache see them.
+struct Places<'a> {
+    queries: Vec<Queries<'a>>,
+    slots: Vec<Slot>,
+    /// Of each token.
+    positions: Vec<usize>,
+}
+
+impl<'a> Places<'a> {
+    fn new(parts: impl Iterator<Item = (&'a [u32], usize, usize)>) -> Self {
+        let (mut queries, mut slots, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        for (blocks, first, count) in parts {
+            let start = positions.len();
+            for position in first..first + count {
+                positions.push(position);
+                slots.push(Slot {
+                    block: blocks[position / BLOCK_TOKENS],
+                    offset: (position % BLOCK_TOKENS) as u32,
+                });
+            }
+            queries.push(Queries {
+                blocks,
+                first,
+                count,
+                start,
+            });
+        }
+        Self {
+            queries,
+            slots,
+            positions,
+        }
+    }
 }
 
 impl Model {
-    pub(super) fn new(gguf: Gguf, path: &Path, threads: usize) -> Result<Self, String> {
-        let architecture = gguf.text("general.architecture").unwrap_or_default();
-        if architecture != "llama" {
-            return Err(format!(
-                "its architecture is `{architecture}`; this build runs `llama`"
-            ));
-        }
-        let number = |key: &str| {
-            gguf.number(&format!("{architecture}.{key}"))
-                .ok_or_else(|| format!("`{architecture}.{key}` is missing"))
+    /// `info` names the model; sizes are filled in here.
+    pub(super) fn new(source: Source, mut info: ModelInfo, threads: usize) -> Result<Self, String> {
+        let mut pool = Pool::new(threads);
+        let config = source.config()?;
+        let weights = Weights::load(&source, &config, &mut pool)?;
+        let vocabulary = source
+            .tensor("token_embd.weight")?
+            .map_or(0, |embedding| embedding.rows);
+        let divisors = source.tensor("rope_freqs.weight")?.map(|rows| {
+            let mut out = vec![0.0; rows.columns];
+            rows.format.dequantize(rows.data, &mut out);
+            out
+        });
+        let of_kind = |rope: Option<&super::arch::Rope>, divisors: Option<&[f32]>| {
+            rope.map_or_else(Vec::new, |rope| config.frequencies(rope, divisors))
         };
-        let (width, heads) = (
-            number("embedding_length")? as usize,
-            number("attention.head_count")? as usize,
-        );
-        let kv_heads = number("attention.head_count_kv").unwrap_or(heads as f64) as usize;
-        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) || !width.is_multiple_of(heads) {
-            return Err(format!(
-                "{heads} heads of {kv_heads} key heads over {width} make no sense"
-            ));
-        }
-        let head_dim = width / heads;
-        let base = number("rope.freq_base").unwrap_or(10_000.0) as f32;
-        let pairs = head_dim / 2;
-        let frequencies = (0..pairs)
-            .map(|pair| base.powf(-(pair as f32) / pairs as f32))
-            .collect();
-        let count = number("block_count")? as usize;
-        let mut layers = Vec::with_capacity(count);
-        for index in 0..count {
-            layers.push(layer(&gguf, index)?);
-        }
-        let embedding = gguf.weights("token_embd.weight")?;
-        let output = if gguf.has("output.weight") {
-            gguf.weights("output.weight")?
+        let frequencies = [
+            of_kind(config.rope.as_ref(), divisors.as_deref()),
+            of_kind(config.local_rope.as_ref(), None),
+        ];
+        info.architecture.clone_from(&config.architecture);
+        info.context_tokens = config.context;
+        info.vocabulary = vocabulary;
+        info.layers = config.layers;
+        info.kv_heads = config.kv_heads;
+        info.head_dim = config.head_dim;
+        info.bytes = weights.bytes as u64;
+        info.embedding_width = config.width;
+        info.embeds = config.pooling.is_some();
+        info.generates = weights.output.is_some();
+        let kind = if weights.is_float {
+            KvKind::F32
         } else {
-            gguf.weights("token_embd.weight")?
+            KvKind::F16
         };
-        let output = matrix(&gguf, &output);
-        let token = |key: &str| {
-            gguf.number(&format!("tokenizer.ggml.{key}"))
-                .map(|token| token as u32)
+        let shape = KvShape {
+            kind,
+            heads: config.kv_heads,
+            dim: config.head_dim,
         };
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let sizes = |layer: &Layer| {
-            [
-                &layer.query,
-                &layer.key,
-                &layer.value,
-                &layer.output,
-                &layer.gate,
-                &layer.up,
-                &layer.down,
-            ]
-            .map(Matrix::bytes)
-            .iter()
-            .sum::<usize>()
-        };
-        let bytes = layers.iter().map(sizes).sum::<usize>() + output.bytes();
-        let info = ModelInfo {
-            name: gguf.text("general.name").or(stem).unwrap_or_default(),
-            architecture: architecture.clone(),
-            context_tokens: number("context_length")? as usize,
-            vocabulary: embedding.rows,
-            layers: count,
-            kv_heads,
-            head_dim,
-            bytes: bytes as u64,
-            bos: token("bos_token_id"),
-            add_bos: gguf
-                .number("tokenizer.ggml.add_bos_token")
-                .is_some_and(|add| add != 0.0),
-            eos: [token("eos_token_id"), token("eot_token_id")]
-                .into_iter()
-                .flatten()
-                .collect(),
-        };
-        let epsilon = number("attention.layer_norm_rms_epsilon")? as f32;
-        let shape = Shape {
-            width,
-            heads,
-            kv_heads,
-            head_dim,
-            epsilon,
-            frequencies,
-        };
-        let final_norm = gguf.floats("output_norm.weight")?;
-        let (pool, cache) = (Pool::new(threads), Vec::new());
+        info.kv_bytes = kind.bytes();
         Ok(Self {
             info,
-            shape,
-            layers,
-            final_norm,
-            output,
-            embedding,
-            gguf,
+            config,
+            weights,
+            source,
             pool,
-            cache,
-            blocks: 0,
+            shape,
+            caches: Vec::new(),
+            frequencies,
+            memory: Memory::default(),
         })
     }
 
-    fn embed(&self, token: u32, out: &mut [f32]) {
-        let bytes = self.embedding.columns / 32 * self.embedding.format.block_bytes();
-        let start = self.embedding.range.start + token as usize * bytes;
-        self.embedding
-            .format
-            .dequantize(&self.gguf.bytes()[start..start + bytes], out);
+    /// The residual before the first layer.
+    fn enter(&mut self, tokens: impl Iterator<Item = u32>, places: &Places<'_>) {
+        let (width, scale) = (self.config.width, self.config.embedding_scale);
+        self.memory.x.resize(places.positions.len() * width, 0.0);
+        let Ok(Some(embedding)) = self.source.tensor("token_embd.weight") else {
+            return;
+        };
+        let (bytes, entry) = (embedding.format.row_bytes(width), &self.weights.entry);
+        for ((token, position), out) in tokens
+            .zip(&places.positions)
+            .zip(self.memory.x.chunks_exact_mut(width))
+        {
+            let start = token as usize * bytes;
+            embedding
+                .format
+                .dequantize(&embedding.data[start..start + bytes], out);
+            if scale != 1.0 {
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
+            let more = entry.positions.as_ref().map(|all| &all[position * width..]);
+            for more in more.into_iter().chain(entry.kind.as_deref()) {
+                out.iter_mut().zip(more).for_each(|(out, more)| *out += more);
+            }
+        }
+        if let Some(norm) = &entry.norm {
+            norm.apply_each(&mut self.memory.x);
+        }
     }
 
-    /// Keys and values of one layer for the step's tokens, rotated and put into the cache.
-    fn store(&mut self, layer: usize, rows: &[Row<'_>], places: &[Place], (keys, values): (&[f32], &[f32])) {
-        let width = self.shape.kv_heads * self.shape.head_dim;
-        let (key_cache, value_cache) = &mut self.cache[layer];
-        for (token, place) in places.iter().enumerate() {
-            let block = rows[place.row].blocks[place.position / BLOCK_TOKENS] as usize;
-            let start = (block * BLOCK_TOKENS + place.position % BLOCK_TOKENS) * width;
-            for (cache, fresh) in [(&mut *key_cache, keys), (&mut *value_cache, values)] {
-                let fresh = &fresh[token * width..(token + 1) * width];
-                for (slot, value) in cache[start..start + width].iter_mut().zip(fresh) {
-                    *slot = f16::from_f32(*value).to_bits();
+    /// Cosines and sines of the step's positions.
+    fn turn(&mut self, positions: &[usize]) {
+        for (frequencies, (cosines, sines)) in self.frequencies.iter().zip(&mut self.memory.angles) {
+            cosines.clear();
+            sines.clear();
+            for position in positions {
+                for frequency in frequencies {
+                    let (sine, cosine) = (*position as f32 * frequency).sin_cos();
+                    cosines.push(cosine);
+                    sines.push(sine);
                 }
             }
         }
     }
 
-    fn attention(&mut self, layer: usize, rows: &[Row<'_>], places: &[Place], query: &[f32]) -> Vec<f32> {
-        let Shape {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = self.shape;
-        let width = kv_heads * head_dim;
-        let mut out = vec![0.0; query.len()];
-        let (keys, values) = &self.cache[layer];
-        self.pool.chunks(&mut out, head_dim, &|index, out| {
-            let (token, head) = (index / heads, index % heads);
-            let (place, shared) = (&places[token], head / (heads / kv_heads));
-            let blocks = rows[place.row].blocks;
-            let cache = (0..=place.position).map(|position| {
-                let block = blocks[position / BLOCK_TOKENS] as usize;
-                let start = (block * BLOCK_TOKENS + position % BLOCK_TOKENS) * width + shared * head_dim;
-                (&keys[start..start + head_dim], &values[start..start + head_dim])
-            });
-            attend(&query[index * head_dim..(index + 1) * head_dim], cache, out);
-        });
-        out
+    fn layer(&mut self, index: usize, cache: usize, places: &Places<'_>) {
+        let (config, memory, pool) = (&self.config, &mut self.memory, &mut self.pool);
+        let layer = &self.weights.layers[index];
+        let tokens = places.positions.len();
+        begin(
+            pool,
+            &layer.attention,
+            &layer.query.matrix,
+            (&memory.x, &mut memory.input),
+        );
+        memory.query.resize(tokens * layer.query.matrix.rows(), 0.0);
+        memory.key.resize(tokens * layer.key.matrix.rows(), 0.0);
+        memory.value.resize(tokens * layer.value.matrix.rows(), 0.0);
+        multiply(
+            pool,
+            &memory.input,
+            &mut [
+                part(&layer.query, &mut memory.query, Mode::Set),
+                part(&layer.key, &mut memory.key, Mode::Set),
+                part(&layer.value, &mut memory.value, Mode::Set),
+            ],
+        );
+        let angles = &memory.angles[usize::from(config.is_local[index])];
+        for (heads, norm, linear) in [
+            (&mut memory.query, &layer.query_norm, &layer.query),
+            (&mut memory.key, &layer.key_norm, &layer.key),
+        ] {
+            place(
+                pool,
+                (heads, linear.matrix.rows()),
+                norm.as_ref(),
+                (config, angles),
+            );
+        }
+        let cache = &mut self.caches[cache];
+        cache.store(pool, &places.slots, (&memory.key, &memory.value));
+        let heads = Heads {
+            count: config.heads,
+            scale: config.attention_scale,
+            reach: config.reach(index),
+        };
+        let output = &layer.output;
+        memory
+            .attended
+            .reset(tokens, output.matrix.columns(), output.matrix.precision());
+        attend(
+            pool,
+            cache,
+            &places.queries,
+            (&heads, &memory.query),
+            &mut memory.attended,
+        );
+        finish(
+            pool,
+            &layer.attention,
+            (output, &memory.attended),
+            (&mut memory.x, &mut memory.result),
+        );
+        self.feed(index, tokens);
     }
 
-    fn layer(&mut self, index: usize, rows: &[Row<'_>], places: &[Place], x: &mut [f32]) {
-        let (tokens, width) = (places.len(), self.shape.width);
-        let kv_width = self.shape.kv_heads * self.shape.head_dim;
-        let layer = &self.layers[index];
-        let mut normed = vec![0.0; x.len()];
-        rms_norm(x, &layer.attention_norm, self.shape.epsilon, &mut normed);
-        let input = Quantized::new(&normed, width);
-        let (mut query, mut key, mut value) = (
-            vec![0.0; x.len()],
-            vec![0.0; tokens * kv_width],
-            vec![0.0; tokens * kv_width],
+    /// The second half of a layer.
+    fn feed(&mut self, index: usize, tokens: usize) {
+        let (config, memory, pool) = (&self.config, &mut self.memory, &mut self.pool);
+        let layer: &Layer = &self.weights.layers[index];
+        begin(
+            pool,
+            &layer.feed,
+            &layer.up.matrix,
+            (&memory.x, &mut memory.input),
         );
-        layer.query.multiply(&mut self.pool, &input, &mut query);
-        layer.key.multiply(&mut self.pool, &input, &mut key);
-        layer.value.multiply(&mut self.pool, &input, &mut value);
-        for (token, place) in places.iter().enumerate() {
-            let angle = |frequency: &f32| (place.position as f32 * frequency).sin_cos();
-            let angles: Vec<(f32, f32)> = self
-                .shape
-                .frequencies
-                .iter()
-                .map(|frequency| {
-                    let (sine, cosine) = angle(frequency);
-                    (cosine, sine)
-                })
-                .collect();
-            rope(&mut query[token * width..(token + 1) * width], &angles);
-            rope(&mut key[token * kv_width..(token + 1) * kv_width], &angles);
+        let (up, down) = (&layer.up, &layer.down);
+        memory
+            .hidden
+            .reset(tokens, up.matrix.rows(), down.matrix.precision());
+        let first = Feed {
+            gate: layer.gate.as_ref(),
+            up: &up.matrix,
+            bias: up.bias.as_deref(),
+            activation: config.activation,
+        };
+        feed(pool, &memory.input, &first, &mut memory.hidden);
+        finish(
+            pool,
+            &layer.feed,
+            (down, &memory.hidden),
+            (&mut memory.x, &mut memory.result),
+        );
+    }
+
+    /// Every layer over the step's tokens, whose keys and values go to their own layer's cache, or all to the first.
+    fn forward(&mut self, places: &Places<'_>, has_caches: bool, abort: &AtomicBool) -> StepEnd {
+        self.turn(&places.positions);
+        for index in 0..self.weights.layers.len() {
+            if abort.load(Ordering::Relaxed) {
+                return StepEnd::Aborted;
+            }
+            self.layer(index, if has_caches { index } else { 0 }, places);
         }
-        self.store(index, rows, places, (&key, &value));
-        let attended = self.attention(index, rows, places, &query);
-        let layer = &self.layers[index];
-        layer
-            .output
-            .multiply(&mut self.pool, &Quantized::new(&attended, width), &mut normed);
-        x.iter_mut().zip(&normed).for_each(|(x, more)| *x += more);
-        rms_norm(x, &layer.feed_norm, self.shape.epsilon, &mut normed);
-        let input = Quantized::new(&normed, width);
-        let feed = layer.gate.rows();
-        let (mut gate, mut up) = (vec![0.0; tokens * feed], vec![0.0; tokens * feed]);
-        layer.gate.multiply(&mut self.pool, &input, &mut gate);
-        layer.up.multiply(&mut self.pool, &input, &mut up);
-        silu_multiply(&mut gate, &up);
-        layer
-            .down
-            .multiply(&mut self.pool, &Quantized::new(&gate, feed), &mut normed);
-        x.iter_mut().zip(&normed).for_each(|(x, more)| *x += more);
+        StepEnd::Done
     }
 
     /// Logits for the last token of every row that wants them.
-    fn head(&mut self, rows: &[Row<'_>], x: &[f32], logits: &mut Vec<f32>) {
-        let width = self.shape.width;
-        let (mut wanted, mut end) = (Vec::new(), 0);
+    fn head(&mut self, rows: &[Row<'_>], logits: &mut Vec<f32>) {
+        let (width, memory, pool) = (self.config.width, &mut self.memory, &mut self.pool);
+        let Some(output) = &self.weights.output else {
+            return;
+        };
+        let mut wanted = Vec::new();
+        let mut end = 0;
         for row in rows {
             end += row.tokens.len();
             if row.wants_logits {
-                wanted.extend_from_slice(&x[(end - 1) * width..end * width]);
+                wanted.push(end - 1);
             }
         }
-        if wanted.is_empty() {
-            return;
+        memory.input.reset(wanted.len(), width, output.precision());
+        let (x, norm) = (&memory.x, self.weights.final_norm.as_ref());
+        memory.input.fill(pool, &|row, out| {
+            let x = &x[wanted[row] * width..(wanted[row] + 1) * width];
+            match norm {
+                Some(norm) => norm.apply(x, out),
+                None => out.copy_from_slice(x),
+            }
+        });
+        logits.resize(wanted.len() * self.info.vocabulary, 0.0);
+        let whole = Part {
+            matrix: output,
+            bias: None,
+            out: logits,
+            mode: Mode::Set,
+        };
+        multiply(pool, &memory.input, &mut [whole]);
+        if let Some(cap) = self.config.logit_cap {
+            logits
+                .iter_mut()
+                .for_each(|logit| *logit = (*logit / cap).tanh() * cap);
         }
-        let mut normed = vec![0.0; wanted.len()];
-        rms_norm(&wanted, &self.final_norm, self.shape.epsilon, &mut normed);
-        logits.resize(wanted.len() / width * self.info.vocabulary, 0.0);
-        self.output
-            .multiply(&mut self.pool, &Quantized::new(&normed, width), logits);
+    }
+
+    /// One vector of length 1 for each sequence, appended to `out`.
+    fn pool_sequences(&self, kind: Pooling, sequences: &[&[u32]], out: &mut Vec<f32>) {
+        let (width, mut start) = (self.config.width, 0);
+        for sequence in sequences {
+            let mut rows = self.memory.x[start * width..(start + sequence.len()) * width].to_vec();
+            start += sequence.len();
+            if let Some(norm) = &self.weights.final_norm {
+                norm.apply_each(&mut rows);
+            }
+            let mut vector = match kind {
+                Pooling::First => rows[..width].to_vec(),
+                Pooling::Last => rows[rows.len() - width..].to_vec(),
+                Pooling::Mean => {
+                    let mut mean = vec![0.0; width];
+                    for row in rows.chunks_exact(width) {
+                        mean.iter_mut().zip(row).for_each(|(mean, value)| *mean += value);
+                    }
+                    mean
+                }
+            };
+            let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+            vector.iter_mut().for_each(|value| *value /= length.max(1e-12));
+            out.extend(vector);
+        }
     }
 }
 
-fn matrix(gguf: &Gguf, weights: &Weights) -> Matrix {
-    Matrix::new(
-        weights.format,
-        &gguf.bytes()[weights.range.clone()],
-        weights.rows,
-        weights.columns,
-    )
+fn part<'a>(linear: &'a Linear, out: &'a mut [f32], mode: Mode) -> Part<'a> {
+    Part {
+        matrix: &linear.matrix,
+        bias: linear.bias.as_deref(),
+        out,
+        mode,
+    }
 }
 
-fn layer(gguf: &Gguf, index: usize) -> Result<Layer, String> {
-    let name = |part: &str| format!("blk.{index}.{part}.weight");
-    let weights = |part: &str| gguf.weights(&name(part)).map(|weights| matrix(gguf, &weights));
-    Ok(Layer {
-        attention_norm: gguf.floats(&name("attn_norm"))?,
-        query: weights("attn_q")?,
-        key: weights("attn_k")?,
-        value: weights("attn_v")?,
-        output: weights("attn_output")?,
-        feed_norm: gguf.floats(&name("ffn_norm"))?,
-        gate: weights("ffn_gate")?,
-        up: weights("ffn_up")?,
-        down: weights("ffn_down")?,
-    })
+/// What a half of a layer multiplies first.
+fn begin(pool: &mut Pool, norms: &Norms, first: &Matrix, (x, input): (&[f32], &mut Activations)) {
+    let width = first.columns();
+    input.reset(x.len() / width, width, first.precision());
+    input.fill(pool, &|token, out| {
+        let x = &x[token * width..(token + 1) * width];
+        match &norms.before {
+            Some(norm) => norm.apply(x, out),
+            None => out.copy_from_slice(x),
+        }
+    });
+}
+
+/// A half's last product, added to the residual.
+fn finish(
+    pool: &mut Pool,
+    norms: &Norms,
+    (last, input): (&Linear, &Activations),
+    (x, result): (&mut [f32], &mut Vec<f32>),
+) {
+    let width = last.matrix.rows();
+    match &norms.inside {
+        None => multiply(pool, input, &mut [part(last, x, Mode::Add)]),
+        Some(norm) => {
+            result.resize(x.len(), 0.0);
+            multiply(pool, input, &mut [part(last, result, Mode::Set)]);
+            let result = &*result;
+            pool.rows(x, width, &|token, x| {
+                let mut normed = vec![0.0; width];
+                norm.apply(&result[token * width..(token + 1) * width], &mut normed);
+                x.iter_mut().zip(&normed).for_each(|(x, more)| *x += more);
+            });
+        }
+    }
+    if let Some(norm) = &norms.after {
+        pool.rows(x, width, &|_, x| norm.apply_each(x));
+    }
+}
+
+/// Norms each token's heads and turns them to their position.
+fn place(
+    pool: &mut Pool,
+    (heads, width): (&mut [f32], usize),
+    norm: Option<&Norm>,
+    (config, (cosines, sines)): (&Config, &(Vec<f32>, Vec<f32>)),
+) {
+    let pairs = config.head_dim / 2;
+    if norm.is_none() && cosines.is_empty() {
+        return;
+    }
+    pool.rows(heads, width, &|token, heads| {
+        if let Some(norm) = norm {
+            norm.apply_each(heads);
+        }
+        if !cosines.is_empty() {
+            let range = token * pairs..(token + 1) * pairs;
+            rotate(heads, config.pairs, (&cosines[range.clone()], &sines[range]));
+        }
+    });
 }
 
 impl Backend for Model {
@@ -302,48 +424,59 @@ impl Backend for Model {
     }
 
     fn allocate(&mut self, blocks: usize) -> Result<(), AllocateError> {
-        self.cache.clear();
-        let length = blocks * BLOCK_TOKENS * self.shape.kv_heads * self.shape.head_dim;
-        let bytes = blocks * self.info.block_bytes();
-        let make = || -> Option<Vec<u16>> {
-            let mut cache = Vec::new();
-            cache.try_reserve_exact(length).ok()?;
-            cache.resize(length, 0);
-            Some(cache)
-        };
-        for _ in 0..self.info.layers {
-            match (make(), make()) {
-                (Some(keys), Some(values)) => self.cache.push((keys, values)),
-                _ => {
-                    self.cache.clear();
-                    return Err(AllocateError::OutOfMemory { blocks, bytes });
+        self.caches.clear();
+        for _ in 0..self.config.layers {
+            match KvCache::new(self.shape, blocks) {
+                Ok(cache) => self.caches.push(cache),
+                Err(_) => {
+                    self.caches.clear();
+                    return Err(AllocateError::OutOfMemory {
+                        blocks,
+                        bytes: blocks * self.info.block_bytes(),
+                    });
                 }
             }
         }
-        self.blocks = blocks;
         Ok(())
     }
 
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
         logits.clear();
-        let width = self.shape.width;
-        let mut places = Vec::new();
-        for (row, part) in rows.iter().enumerate() {
-            places
-                .extend((part.first..part.first + part.tokens.len()).map(|position| Place { row, position }));
+        let places = Places::new(rows.iter().map(|row| (row.blocks, row.first, row.tokens.len())));
+        let tokens = rows.iter().flat_map(|row| row.tokens).copied();
+        self.enter(tokens, &places);
+        let ended = self.forward(&places, true, abort);
+        if ended == StepEnd::Done && rows.iter().any(|row| row.wants_logits) {
+            self.head(rows, logits);
         }
-        let mut x = vec![0.0; places.len() * width];
-        let tokens = rows.iter().flat_map(|row| row.tokens);
-        for (token, out) in tokens.zip(x.chunks_exact_mut(width)) {
-            self.embed(*token, out);
+        ended
+    }
+
+    fn embed(&mut self, sequences: &[&[u32]], abort: &AtomicBool, out: &mut Vec<f32>) -> Option<StepEnd> {
+        out.clear();
+        let kind = self.config.pooling?;
+        let mut next = 0;
+        let tables: Vec<Vec<u32>> = sequences
+            .iter()
+            .map(|sequence| {
+                let first = next;
+                next += sequence.len().div_ceil(BLOCK_TOKENS) as u32;
+                (first..next).collect()
+            })
+            .collect();
+        // Nothing is looked at again after its layer, so that all layers can have one cache; a causal model's own are
+        // left alone.
+        let kept = std::mem::take(&mut self.caches);
+        let cache = KvCache::new(self.shape, next as usize).ok()?;
+        self.caches.push(cache);
+        let parts = tables.iter().zip(sequences);
+        let places = Places::new(parts.map(|(table, sequence)| (table.as_slice(), 0, sequence.len())));
+        self.enter(sequences.iter().copied().flatten().copied(), &places);
+        let ended = self.forward(&places, false, abort);
+        self.caches = kept;
+        if ended == StepEnd::Done {
+            self.pool_sequences(kind, sequences, out);
         }
-        for index in 0..self.layers.len() {
-            if abort.load(Ordering::Relaxed) {
-                return StepEnd::Aborted;
-            }
-            self.layer(index, rows, &places, &mut x);
-        }
-        self.head(rows, &x, logits);
-        StepEnd::Done
+        Some(ended)
     }
 }

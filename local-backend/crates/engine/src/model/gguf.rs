@@ -1,9 +1,9 @@
 //! The GGUF container: metadata and tensors as views into the mapped file.
 
-use crate::text::Vocabulary;
-use kernels::{Format, Mapped};
+use super::Ends;
+use crate::text::{Scheme, TokenKind, Vocabulary};
+use kernels::{Format, Mapped, Rows};
 use std::collections::HashMap;
-use std::ops::Range;
 
 /// A metadata value; long arrays stay in the file.
 #[derive(Clone, Debug)]
@@ -25,14 +25,6 @@ pub(super) struct Gguf {
     values: HashMap<String, Value>,
     tensors: HashMap<String, Tensor>,
     data: usize,
-}
-
-/// Where a tensor lies and how.
-pub(super) struct Weights {
-    pub(super) format: Format,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) range: Range<usize>,
 }
 
 struct Reader<'a> {
@@ -150,10 +142,6 @@ impl Gguf {
         })
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.file
-    }
-
     pub(super) fn text(&self, key: &str) -> Option<String> {
         match self.values.get(key)? {
             Value::Text(text) => Some(text.clone()),
@@ -192,82 +180,134 @@ impl Gguf {
         (0..*count).map(|_| reader.scalar(*kind)).collect()
     }
 
+    fn flag(&self, key: &str) -> Option<bool> {
+        self.number(key).map(|flag| flag != 0.0)
+    }
+
     pub(super) fn vocabulary(&self) -> Result<Vocabulary, String> {
-        let model = self.text("tokenizer.ggml.model").unwrap_or_default();
-        if model != "gpt2" {
-            return Err(format!("its tokenizer is `{model}`; this build knows `gpt2`"));
-        }
-        Ok(Vocabulary {
-            pre: self.text("tokenizer.ggml.pre").unwrap_or_default(),
-            tokens: self.texts("tokenizer.ggml.tokens")?,
-            merges: self.texts("tokenizer.ggml.merges")?,
-            kinds: self
-                .numbers("tokenizer.ggml.token_type")?
-                .into_iter()
-                .map(|kind| kind as u32)
-                .collect(),
-        })
-    }
-
-    fn tensor(&self, name: &str) -> Result<&Tensor, String> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| format!("the tensor `{name}` is missing"))
-    }
-
-    fn range(&self, tensor: &Tensor, bytes: usize) -> Result<Range<usize>, String> {
-        let start = self.data + tensor.offset;
-        if start + bytes > self.file.len() {
-            return Err("the file is shorter than its head says; fetch it again".into());
-        }
-        Ok(start..start + bytes)
-    }
-
-    /// A quantized matrix.
-    pub(super) fn weights(&self, name: &str) -> Result<Weights, String> {
-        let tensor = self.tensor(name)?;
-        let format = match tensor.kind {
-            2 => Format::Q4_0,
-            3 => Format::Q4_1,
-            8 => Format::Q8_0,
+        let key = |key: &str| format!("tokenizer.ggml.{key}");
+        let scheme = match self.text(&key("model")).unwrap_or_default().as_str() {
+            "gpt2" => Scheme::ByteLevel,
+            "llama" => Scheme::Pairs,
+            "t5" => Scheme::Unigram,
+            "bert" => Scheme::WordPiece,
             other => {
                 return Err(format!(
-                    "`{name}` has tensor type {other}; this build runs Q4_0, Q4_1 and Q8_0"
+                    "its tokenizer is `{other}`; this build knows gpt2, llama, t5 and bert"
                 ));
             }
         };
-        let &[columns, rows] = tensor.dimensions.as_slice() else {
-            return Err(format!("`{name}` is not a matrix"));
+        let mut tokens = self.texts(&key("tokens"))?;
+        if scheme == Scheme::WordPiece {
+            tokens.iter_mut().for_each(|token| mark_continuation(token));
+        }
+        let mut out = Vocabulary::new(scheme, tokens);
+        let kinds = self.numbers(&key("token_type")).unwrap_or_default();
+        for (kind, number) in out.kinds.iter_mut().zip(kinds) {
+            *kind = match number as u32 {
+                2 => TokenKind::Unknown,
+                3 => TokenKind::Control,
+                4 => TokenKind::User,
+                6 => TokenKind::Byte,
+                _ => TokenKind::Normal,
+            };
+        }
+        let token = |name: &str| self.number(&key(name)).map(|token| token as u32);
+        match scheme {
+            Scheme::ByteLevel => {
+                out.pre = self.text(&key("pre")).unwrap_or_else(|| "default".to_owned());
+                let pair = |merge: String| {
+                    let pair = merge
+                        .split_once(' ')
+                        .map(|(left, right)| (left.to_owned(), right.to_owned()));
+                    pair.ok_or_else(|| format!("`{merge}` is not a merge"))
+                };
+                out.merges = self
+                    .texts(&key("merges"))?
+                    .into_iter()
+                    .map(pair)
+                    .collect::<Result<_, _>>()?;
+            }
+            Scheme::Pairs | Scheme::Unigram => {
+                out.scores = self
+                    .numbers(&key("scores"))?
+                    .into_iter()
+                    .map(|score| score as f32)
+                    .collect();
+                out.adds_space = self.flag(&key("add_space_prefix")).unwrap_or(true);
+            }
+            Scheme::WordPiece => {
+                out.lowers = true;
+                let first = token("cls_token_id").or(token("bos_token_id"));
+                out.frame = (first, token("seperator_token_id").or(token("eos_token_id")));
+            }
+        }
+        out.unknown = token("unknown_token_id");
+        Ok(out)
+    }
+
+    /// Tokens that the file names.
+    pub(super) fn ends(&self) -> Ends {
+        let token = |key: &str| {
+            self.number(&format!("tokenizer.ggml.{key}_token_id"))
+                .map(|token| token as u32)
         };
-        if !rows.is_multiple_of(16) || !columns.is_multiple_of(32) {
+        let eos = [token("eos"), token("eot")];
+        Ends {
+            bos: token("bos"),
+            // As llama.cpp: SentencePiece models want it unless they say otherwise.
+            add_bos: self
+                .flag("tokenizer.ggml.add_bos_token")
+                .unwrap_or_else(|| self.text("tokenizer.ggml.model").as_deref() == Some("llama")),
+            eos: eos.into_iter().flatten().collect(),
+        }
+    }
+
+    /// A tensor's bytes and shape, if it is there; vectors are one row.
+    pub(super) fn tensor(&self, name: &str) -> Result<Option<Rows<'_>>, String> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Ok(None);
+        };
+        let format = Format::of_gguf(tensor.kind).ok_or_else(|| {
+            format!(
+                "`{name}` has tensor type {}; this build runs Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F16, BF16 \
+                 and F32: fetch the model in one of these",
+                tensor.kind
+            )
+        })?;
+        let (columns, rows) = match *tensor.dimensions.as_slice() {
+            [columns] => (columns, 1),
+            [columns, rows] => (columns, rows),
+            _ => return Err(format!("`{name}` is neither a vector nor a matrix")),
+        };
+        if columns == 0 || !columns.is_multiple_of(format.block_weights()) {
             return Err(format!(
-                "`{name}` of {rows} by {columns} does not divide into tiles"
+                "`{name}`: rows of {columns} weights do not divide into blocks of {format:?}"
             ));
         }
-        let range = self.range(tensor, rows * columns / 32 * format.block_bytes())?;
-        Ok(Weights {
+        let bytes = format.row_bytes(columns).checked_mul(rows);
+        let range = bytes.and_then(|bytes| {
+            let start = self.data.checked_add(tensor.offset)?;
+            Some(start..start.checked_add(bytes)?)
+        });
+        let data = range
+            .and_then(|range| self.file.get(range))
+            .ok_or("the file is shorter than its head says; fetch it again")?;
+        Ok(Some(Rows {
             format,
+            data,
             rows,
             columns,
-            range,
-        })
+        }))
     }
+}
 
-    /// A vector of floats.
-    pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>, String> {
-        let tensor = self.tensor(name)?;
-        if tensor.kind != 0 {
-            return Err(format!("`{name}` should be F32"));
-        }
-        let count: usize = tensor.dimensions.iter().product();
-        let bytes = &self.file[self.range(tensor, count * 4)?];
-        Ok(bytes
-            .chunks_exact(4)
-            .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-            .collect())
-    }
-
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+/// GGUF marks the beginnings of words, BERT their continuations.
+fn mark_continuation(token: &mut String) {
+    let is_special = token.starts_with('[') && token.ends_with(']');
+    match token.strip_prefix('▁') {
+        Some(start) => *token = start.to_owned(),
+        None if is_special => {}
+        None => token.insert_str(0, "##"),
     }
 }

@@ -2,7 +2,7 @@
 //! shows in the next answer.
 
 use engine::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
-use engine::text::{Tokenizer, Vocabulary};
+use engine::text::{Scheme, TokenKind, Tokenizer, Vocabulary};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,12 +27,9 @@ fn byte_characters() -> Vec<String> {
 pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     let mut tokens = byte_characters();
     tokens.extend(["<end>", "<think>", "</think>"].map(String::from));
-    let vocabulary = Vocabulary {
-        pre: "smollm".into(),
-        kinds: (0..tokens.len()).map(|at| if at < 256 { 1 } else { 3 }).collect(),
-        tokens,
-        merges: Vec::new(),
-    };
+    let mut vocabulary = Vocabulary::new(Scheme::ByteLevel, tokens);
+    vocabulary.pre = "smollm".into();
+    vocabulary.kinds[256..].fill(TokenKind::Control);
     Arc::new(Tokenizer::new(vocabulary).unwrap())
 }
 
@@ -80,6 +77,10 @@ impl Device {
             bos: None,
             add_bos: false,
             eos: vec![SPECIAL],
+            generates: true,
+            embeds: false,
+            embedding_width: 0,
+            kv_bytes: 4,
         };
         Self {
             info,

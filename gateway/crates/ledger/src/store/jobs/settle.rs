@@ -198,6 +198,7 @@ fn settlement(record: &Record, held: Money, deployment: &str, escrows: &[Escrow]
         } else {
             posts.collect()
         },
+        decision: None,
     }
 }
 

@@ -1,0 +1,90 @@
+//! `tollgate teams`: organisations, teams and workflows.
+
+use super::{Access, Column, Desk, Listing, escaped, form, text};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::io::Write;
+use ureq::http::Method;
+
+#[derive(Subcommand)]
+pub(in crate::cli) enum TeamsCommand {
+    /// List organisations, teams and workflows.
+    List(Listing),
+    /// Make an organisation (acme), a team (acme/search) or a workflow (acme/search/nightly).
+    Create {
+        account: String,
+        /// For people.
+        #[arg(long)]
+        title: Option<String>,
+        /// For the audit trail.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Switch off: no key under it is accepted.
+    Disable {
+        account: String,
+        /// For the audit trail.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Switch on again.
+    Enable {
+        account: String,
+        /// For the audit trail.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+const COLUMNS: [Column; 5] = [
+    ("account", |one| text(&one["account"])),
+    ("level", |one| text(&one["level"])),
+    ("title", |one| text(&one["title"])),
+    ("state", |one| {
+        if one["disabled"] == true { "off" } else { "on" }.to_owned()
+    }),
+    ("source", |one| text(&one["source"])),
+];
+
+pub(in crate::cli) fn run(command: TeamsCommand, access: Access, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut desk = Desk::new(access, out)?;
+    match command {
+        TeamsCommand::List(listing) => {
+            let accounts = desk.list("accounts", &listing)?;
+            desk.show(&accounts, &COLUMNS)
+        }
+        TeamsCommand::Create {
+            account,
+            title,
+            reason,
+        } => {
+            let body = form([
+                ("account", json!(account)),
+                ("title", json!(title)),
+                ("reason", json!(reason)),
+            ]);
+            let made = desk.call(Method::POST, "accounts", Some(&body))?;
+            desk.tell(&made, |made| format!("{} is made", text(&made["account"])))
+        }
+        TeamsCommand::Disable { account, reason } => {
+            switch(&mut desk, &account, json!({ "disabled": true, "reason": reason }))
+        }
+        TeamsCommand::Enable { account, reason } => switch(
+            &mut desk,
+            &account,
+            json!({ "disabled": false, "reason": reason }),
+        ),
+    }
+}
+
+fn switch(desk: &mut Desk<'_>, account: &str, body: Value) -> anyhow::Result<()> {
+    let changed = desk.call(
+        Method::PATCH,
+        &format!("accounts/{}", escaped(account)),
+        Some(&body),
+    )?;
+    desk.tell(&changed, |changed| {
+        let state = if changed["disabled"] == true { "off" } else { "on" };
+        format!("{account} is switched {state}")
+    })
+}
