@@ -7,7 +7,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 need=()
 command -v cmake >/dev/null || need+=(cmake)
-{ command -v cc && command -v make; } >/dev/null || need+=(build-essential)
+{ command -v cc && command -v g++ && command -v make; } >/dev/null || need+=(build-essential)
 command -v pkg-config >/dev/null || need+=(pkg-config)
 command -v curl >/dev/null || need+=(curl)
 command -v redis-server >/dev/null || need+=(redis-server)
@@ -23,6 +23,9 @@ command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https
 
 say "fetching the model"
 deploy/fetch-model.sh
+
+say "fetching the compiler for CUDA kernels (90 MB; no GPU is needed)"
+deploy/fetch-nvrtc.sh
 
 say "building the binaries"
 cargo build --workspace --bins

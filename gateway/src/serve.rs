@@ -258,11 +258,18 @@ impl Arrival<'_> {
         (rules, offers, workflow): (&Rules, &[exchange::Offer], Option<&Arc<str>>),
     ) -> Result<Reservation, Refusal> {
         let plausible = rules.policy.plausible(&request.facts.model);
-        let minimums: SmallVec<[Money; 8]> =
-            plausible.filter_map(|index| offers.get(index)?.minimum).collect();
+        let facts = &request.facts;
+        let holds: SmallVec<[(Money, Money); 8]> = plausible
+            .filter_map(|index| {
+                Some((
+                    rules.fleet.get(index).first_hold(facts)?,
+                    offers.get(index)?.minimum?,
+                ))
+            })
+            .collect();
         let ask = ledger::Ask {
-            want: minimums.iter().copied().max().unwrap_or_default(),
-            least: minimums.iter().copied().min().unwrap_or_default(),
+            want: holds.iter().map(|(want, _)| *want).max().unwrap_or_default(),
+            least: holds.iter().map(|(_, least)| *least).min().unwrap_or_default(),
             workflow,
             labels: &request.facts.labels,
             patience: self.gateway.config.limits.budget_wait,

@@ -43,6 +43,9 @@ pub(crate) fn settle(
     trail.finished(relayed.outcome, 200, usage, charge);
     let tokens = usage.input_total().saturating_add(usage.output_total());
     deployment.pace.used(tokens);
+    if relayed.outcome == AttemptOutcome::Answered {
+        deployment.lengths.answered(facts, usage.output_total());
+    }
     if relayed.outcome == AttemptOutcome::BrokeOff {
         deployment.failed();
     }

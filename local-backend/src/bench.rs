@@ -1,50 +1,259 @@
-//! Speed without a server: a prompt of 512 tokens, and 128 tokens one by one.
+//! Speed without a server: prompts of so many tokens, and tokens one by one for one sequence and for several at once; if
+//! asked, beside llama.cpp's `llama-bench` on the same file, in turns.
 
+mod peer;
+mod perplexity;
+
+use clap::{Args, ValueEnum};
 use engine::backend::{BLOCK_TOKENS, Backend, Row};
+use engine::model::{Use, load_as};
+use kernels::{Isa, Pool};
+use peer::Peer;
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-const PROMPT: usize = 512;
-const GENERATE: usize = 128;
-/// The best of so many, since other work on the machine only ever slows a run down.
-const ROUNDS: usize = 3;
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// A GGUF file, or a folder with safetensors.
+    #[arg(long)]
+    model: PathBuf,
+    /// Left out: all cores.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to generate.
+    #[arg(long, default_value_t = 128)]
+    generate: usize,
+    /// Sequences that generate at once.
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
+    batch: Vec<usize>,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Go without the processor's better instructions.
+    #[arg(long)]
+    isa: Option<Instructions>,
+    /// Multiply floats, as a reference for what rounding does.
+    #[arg(long)]
+    exact: bool,
+    /// llama.cpp's `llama-bench`, to be measured in turns.
+    #[arg(long)]
+    peer: Option<PathBuf>,
+    /// One line of JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Instead of speed: the perplexity of this text, as llama.cpp's `llama-perplexity` takes it.
+    #[arg(long)]
+    perplexity: Option<PathBuf>,
+}
 
-pub(crate) fn run(path: &Path, threads: usize) -> anyhow::Result<()> {
-    let loaded = engine::model::load(path, threads)?;
-    let mut backend = loaded.backend;
-    let blocks: Vec<u32> = (0..PROMPT.div_ceil(BLOCK_TOKENS) as u32).collect();
-    backend.allocate(blocks.len())?;
-    let tokens: Vec<u32> = (0..PROMPT as u32)
-        .map(|token| token * 7 % backend.info().vocabulary as u32)
-        .collect();
-    let (mut prompt, mut generate) = (0.0f64, 0.0f64);
-    for _ in 0..ROUNDS {
-        prompt = prompt.max(PROMPT as f64 / timed(|| step(&mut *backend, &tokens, 0, &blocks)));
-        let one_by_one = || (0..GENERATE).for_each(|at| step(&mut *backend, &tokens[at..=at], at, &blocks));
-        generate = generate.max(GENERATE as f64 / timed(one_by_one));
+#[derive(Clone, Copy, ValueEnum)]
+enum Instructions {
+    Plain,
+    Avx2,
+    Avx512,
+}
+
+impl From<Instructions> for Isa {
+    fn from(instructions: Instructions) -> Self {
+        match instructions {
+            Instructions::Plain => Self::Plain,
+            Instructions::Avx2 => Self::Avx2,
+            Instructions::Avx512 => Self::Avx512,
+        }
     }
-    let line = serde_json::json!({
-        "model": backend.info().name, "bytes": backend.info().bytes, "threads": threads,
-        "pp512": (prompt * 10.0).round() / 10.0, "tg128": (generate * 10.0).round() / 10.0,
+}
+
+/// One kind of work and what it reached, in tokens per second.
+struct Test {
+    name: String,
+    /// Sequences at once; 0: a prompt.
+    batch: usize,
+    ours: Vec<f64>,
+    theirs: Vec<f64>,
+}
+
+impl Test {
+    fn new(name: String, batch: usize) -> Self {
+        Self {
+            name,
+            batch,
+            ours: Vec::new(),
+            theirs: Vec::new(),
+        }
+    }
+}
+
+fn best(rates: &[f64]) -> f64 {
+    rates.iter().copied().fold(0.0, f64::max)
+}
+
+fn median(rates: &[f64]) -> f64 {
+    let mut sorted = rates.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let threads = crate::cores(arguments.threads);
+    let isa = arguments.isa.map_or(Isa::best(), Isa::from).limit();
+    let weights = if arguments.exact {
+        Use::AsFloats
+    } else {
+        Use::AsStored
+    };
+    let loaded = load_as(&arguments.model, threads, weights)?;
+    let mut backend = loaded.backend;
+    anyhow::ensure!(
+        backend.info().generates,
+        "{} only embeds; there is no text to generate",
+        backend.info().name
+    );
+    if let Some(text) = &arguments.perplexity {
+        return perplexity::run(&mut *backend, &loaded.tokenizer, text);
+    }
+    anyhow::ensure!(
+        arguments.prompt > 0 && arguments.generate > 0 && arguments.rounds > 0,
+        "--prompt, --generate and --rounds must be at least 1"
+    );
+    let most = arguments.batch.iter().copied().max().unwrap_or(1).max(1);
+    let blocks = |tokens: usize| tokens.div_ceil(BLOCK_TOKENS);
+    backend.allocate(blocks(arguments.prompt).max(most * blocks(arguments.generate)))?;
+    let bandwidth = kernels::read_bandwidth(&mut Pool::new(threads))?;
+    let peer = arguments.peer.as_deref().map(|program| Peer {
+        program,
+        model: &arguments.model,
+        threads,
     });
-    writeln!(std::io::stdout(), "{line}")?;
+    let mut tests = vec![Test::new(format!("pp{}", arguments.prompt), 0)];
+    for batch in &arguments.batch {
+        let name = match batch {
+            1 => format!("tg{}", arguments.generate),
+            batch => format!("tg{} × {batch}", arguments.generate),
+        };
+        tests.push(Test::new(name, *batch));
+    }
+    for _ in 0..arguments.rounds {
+        for test in &mut tests {
+            test.ours.push(measure(&mut *backend, test.batch, arguments));
+            if let Some(peer) = peer.as_ref().filter(|_| test.batch < 2) {
+                let (prompt, generate) = match test.batch {
+                    0 => (arguments.prompt, 0),
+                    _ => (0, arguments.generate),
+                };
+                test.theirs.push(peer.measure(prompt, generate)?);
+            }
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    let info = backend.info();
+    if arguments.json {
+        let rates = |rates: &[f64]| serde_json::json!({ "best": best(rates), "median": median(rates) });
+        let of = |test: &Test| serde_json::json!({ "test": test.name, "tokens_per_second": rates(&test.ours), "llama_cpp": rates(&test.theirs) });
+        let line = serde_json::json!({
+            "model": info.name, "bytes": info.bytes, "threads": threads, "isa": format!("{isa:?}"),
+            "bytes_per_second": bandwidth, "tests": tests.iter().map(of).collect::<Vec<_>>(),
+        });
+        writeln!(out, "{line}")?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{}: {} MB of weights, {threads} threads, {isa:?}, memory {:.1} GB/s\n",
+        info.name,
+        info.bytes / 1_000_000,
+        bandwidth / 1e9
+    )?;
+    write!(out, "{}", table(&tests, info.bytes as f64 / bandwidth))?;
     Ok(())
 }
 
-fn timed(work: impl FnOnce()) -> f64 {
-    let started = Instant::now();
-    work();
-    started.elapsed().as_secs_f64()
+/// `floor`: seconds that reading every weight once takes.
+fn table(tests: &[Test], floor: f64) -> String {
+    let head = "| test | tok/s, best | median | of the memory limit | llama.cpp, best | median | ratio, best | median |\n\
+                | --- | --: | --: | --: | --: | --: | --: | --: |\n";
+    let mut out = head.to_owned();
+    for test in tests {
+        let limit = match test.batch {
+            0 => "–".to_owned(),
+            batch => format!("{:.0} %", best(&test.ours) / batch as f64 * floor * 100.0),
+        };
+        let theirs = if test.theirs.is_empty() {
+            "– | – | – | –".to_owned()
+        } else {
+            format!(
+                "{:.1} | {:.1} | {:.2} | {:.2}",
+                best(&test.theirs),
+                median(&test.theirs),
+                best(&test.ours) / best(&test.theirs),
+                median(&test.ours) / median(&test.theirs)
+            )
+        };
+        let (best, median) = (best(&test.ours), median(&test.ours));
+        out += &format!(
+            "| {} | {best:.1} | {median:.1} | {limit} | {theirs} |\n",
+            test.name
+        );
+    }
+    out
 }
 
-fn step(backend: &mut dyn Backend, tokens: &[u32], first: usize, blocks: &[u32]) {
-    let row = Row {
-        tokens,
-        first,
-        blocks,
-        wants_logits: true,
-    };
-    backend.step(&[row], &AtomicBool::new(false), &mut Vec::new());
+/// Tokens per second of one run.
+fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f64 {
+    let vocabulary = backend.info().vocabulary as u32;
+    let token = |at: usize, sequence: usize| (at as u32 * 7 + sequence as u32 * 31) % vocabulary;
+    let started = Instant::now();
+    if batch == 0 {
+        let tokens: Vec<u32> = (0..arguments.prompt).map(|at| token(at, 0)).collect();
+        let blocks: Vec<u32> = (0..arguments.prompt.div_ceil(BLOCK_TOKENS) as u32).collect();
+        step(backend, &[(&tokens, &blocks)], 0);
+        return arguments.prompt as f64 / started.elapsed().as_secs_f64();
+    }
+    let each = arguments.generate.div_ceil(BLOCK_TOKENS) as u32;
+    let blocks: Vec<Vec<u32>> = (0..batch as u32)
+        .map(|sequence| (sequence * each..(sequence + 1) * each).collect())
+        .collect();
+    for at in 0..arguments.generate {
+        let tokens: Vec<[u32; 1]> = (0..batch).map(|sequence| [token(at, sequence)]).collect();
+        let rows: Vec<(&[u32], &[u32])> = tokens
+            .iter()
+            .zip(&blocks)
+            .map(|(tokens, blocks)| (tokens.as_slice(), blocks.as_slice()))
+            .collect();
+        step(backend, &rows, at);
+    }
+    (arguments.generate * batch) as f64 / started.elapsed().as_secs_f64()
+}
+
+fn step(backend: &mut dyn Backend, rows: &[(&[u32], &[u32])], first: usize) {
+    let rows: Vec<Row<'_>> = rows
+        .iter()
+        .map(|(tokens, blocks)| Row {
+            tokens,
+            first,
+            blocks,
+            wants_logits: true,
+        })
+        .collect();
+    let mut logits = Vec::new();
+    backend.step(&rows, &AtomicBool::new(false), &mut logits);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_ratios_and_shares() {
+        let mut test = Test::new("tg128".into(), 1);
+        (test.ours, test.theirs) = (vec![90.0, 100.0, 80.0], vec![50.0, 40.0, 45.0]);
+        let table = table(&[test], 0.005);
+        assert!(
+            table.ends_with("| tg128 | 100.0 | 90.0 | 50 % | 50.0 | 45.0 | 2.00 | 2.00 |\n"),
+            "{table}"
+        );
+    }
 }

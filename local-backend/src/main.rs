@@ -1,16 +1,25 @@
-//! `local-backend`: our own inference engine behind an OpenAI-compatible server.
+//! `local-backend`: our own inference engine behind the APIs of OpenAI and Anthropic.
 
 mod api;
 mod bench;
+mod caller;
+mod generate;
+mod metrics;
+mod models;
+mod registry;
+mod reply;
+mod routes;
 mod server;
+mod settings;
 mod tools;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use settings::{ModelSettings, Settings};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Serves a local model over the OpenAI API.
+/// Serves local models over the APIs of OpenAI and Anthropic.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -20,30 +29,89 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve a model.
-    Serve {
-        /// A GGUF file.
+    /// Serve models.
+    Serve(Serve),
+    /// Measure a model: tokens per second of prompts and of generation, if asked beside llama.cpp.
+    Bench(bench::Arguments),
+    /// Fetch a model: a name from the catalogue (see `list --known`), an https URL, or `hf:OWNER/REPOSITORY/FILE`.
+    Pull {
+        source: String,
+        /// Where to.
+        #[arg(long, default_value = ".run/models")]
+        dir: PathBuf,
+        /// What the file's SHA-256 must be.
         #[arg(long)]
-        model: PathBuf,
-        #[arg(long, default_value = "127.0.0.1:8089")]
-        listen: SocketAddr,
-        /// Left out: all cores.
-        #[arg(long)]
-        threads: Option<usize>,
-        /// Tokens that the cache of keys and values holds, over all requests.
-        #[arg(long, default_value_t = 32_768)]
-        kv_tokens: usize,
-        /// The name to serve the model under. Left out: the file's stem without its quantization.
-        #[arg(long)]
-        name: Option<String>,
+        sha256: Option<String>,
     },
-    /// Measure a model: one line of JSON with prompt (pp512) and generation (tg128) tokens per second.
-    Bench {
+    /// List the models in a folder.
+    List {
+        #[arg(long, default_value = ".run/models")]
+        dir: PathBuf,
+        /// List those that `pull` knows by name instead.
         #[arg(long)]
-        model: PathBuf,
-        #[arg(long)]
-        threads: Option<usize>,
+        known: bool,
     },
+    /// Show what a model is: architecture, sizes, tokenizer, template.
+    Inspect { model: PathBuf },
+}
+
+#[derive(Args)]
+struct Serve {
+    /// A YAML document with all settings; the flags below hold over it.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// A GGUF file. May be given several times: the first is loaded at start, the others when they are asked for.
+    #[arg(long)]
+    model: Vec<PathBuf>,
+    #[arg(long)]
+    listen: Option<SocketAddr>,
+    /// Left out: all cores.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Tokens that the cache of keys and values of each model holds, over all requests.
+    #[arg(long)]
+    kv_tokens: Option<usize>,
+    /// The name to serve the first model under. Left out: the file's stem without its quantization.
+    #[arg(long)]
+    name: Option<String>,
+    /// A chat template for the first model, instead of its own.
+    #[arg(long)]
+    chat_template: Option<PathBuf>,
+    /// What an hour of this machine costs, in dollars.
+    #[arg(long)]
+    dollars_per_hour: Option<String>,
+}
+
+impl Serve {
+    fn settings(self) -> anyhow::Result<Settings> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::read(path)?,
+            None => Settings::default(),
+        };
+        for path in self.model {
+            settings.models.push(ModelSettings {
+                path,
+                name: None,
+                kv_tokens: 32_768,
+                chat_template_file: None,
+                preload: false,
+            });
+        }
+        if let Some(first) = settings.models.first_mut() {
+            first.name = self.name.or(first.name.take());
+            first.chat_template_file = self.chat_template.or(first.chat_template_file.take());
+        }
+        if let Some(kv_tokens) = self.kv_tokens {
+            settings
+                .models
+                .iter_mut()
+                .for_each(|model| model.kv_tokens = kv_tokens);
+        }
+        settings.listen = self.listen.unwrap_or(settings.listen);
+        settings.threads = self.threads.unwrap_or(settings.threads);
+        settings.dollars_per_hour = self.dollars_per_hour.unwrap_or(settings.dollars_per_hour);
+        Ok(settings)
+    }
 }
 
 fn cores(asked: Option<usize>) -> usize {
@@ -54,26 +122,18 @@ fn cores(asked: Option<usize>) -> usize {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Serve {
-            model,
-            listen,
-            threads,
-            kv_tokens,
-            name,
-        } => {
+        Command::Serve(serve) => {
+            let settings = serve.settings()?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()?;
-            let settings = server::Settings {
-                model,
-                listen,
-                threads: cores(threads),
-                kv_tokens,
-                name,
-            };
             runtime.block_on(server::run(settings)).context("local-backend")
         }
-        Command::Bench { model, threads } => bench::run(&model, cores(threads)),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Pull { source, dir, sha256 } => models::pull(&source, &dir, sha256.as_deref()),
+        Command::List { known: true, .. } => models::known(),
+        Command::List { dir, .. } => models::list(&dir),
+        Command::Inspect { model } => models::inspect(&model),
     }
 }

@@ -1,4 +1,5 @@
-//! What a decision costs: 50 deployments, 200 rules, the last of them the one that holds.
+//! What a decision costs: 50 deployments, 200 rules, the last of them the one that holds; and with the predictor, which
+//! reads a prompt of 4 KB.
 //!
 //! `cargo bench -p router-policies` prints divan's table and then the percentiles of single calls.
 
@@ -12,7 +13,8 @@ use divan::black_box;
 use exchange::{
     AccountPath, Decision, Dialect, Envelope, Facts, Grants, Money, Offer, Profile, Rate, Surface,
 };
-use router_policies::{Ask, Estimates, Policy, Situation};
+use router_policies::predict::Predictor;
+use router_policies::{Ask, EstimateSource, Estimates, Policy, Situation};
 use std::fmt::Write;
 use std::time::Instant;
 
@@ -23,11 +25,25 @@ struct Bench {
     offers: Vec<Offer>,
     estimates: Estimates,
     grants: Grants,
+    /// Asked, where there is one.
+    predictor: Option<Predictor>,
+    prompt: String,
 }
 
-fn document() -> String {
-    let mut text =
-        String::from("version: 1\nobjective: {thin_budget: {below: 10, price_weight: 4}}\ndeployments:\n");
+/// Prose and code in turn, as an agent's prompts are.
+fn prompt(bytes: usize) -> String {
+    let text = "A shop sold 48 pens in April at $1.25 each, and half as many in May. How much did it earn?\n\
+                def f(text, n):\n    for i, c in enumerate(text.split(',')):\n        if c.isdigit() and i < n:\n\
+                            text = text.replace(c, str(int(c) + 1))\n    return text[:n]\n";
+    let mut prompt = text.repeat(bytes / text.len() + 1);
+    prompt.truncate(bytes);
+    prompt
+}
+
+fn document(predicts: bool) -> String {
+    let mut text = format!(
+        "version: 1\nobjective: {{thin_budget: {{below: 10, price_weight: 4}}, predict: {predicts}, familiarity: 0}}\ndeployments:\n"
+    );
     let classes = ["frontier", "cheap", "local"];
     for index in 0..50 {
         let class = classes[index % 3];
@@ -61,7 +77,15 @@ fn document() -> String {
 
 impl Bench {
     fn new() -> Self {
-        let policy = Policy::parse(&document(), "bench").unwrap();
+        Self::with(None)
+    }
+
+    fn predicting() -> Self {
+        Self::with(Some(Predictor::shipped().unwrap()))
+    }
+
+    fn with(predictor: Option<Predictor>) -> Self {
+        let policy = Policy::parse(&document(predictor.is_some()), "bench").unwrap();
         let facts = Facts {
             dialect: Dialect::OpenaiChat,
             surface: Surface::ChatCompletions,
@@ -102,7 +126,20 @@ impl Bench {
             offers: offers.collect(),
             estimates: Estimates::default(),
             grants: Grants::default(),
+            predictor,
+            prompt: prompt(4096),
         }
+    }
+
+    /// All that the gateway does between the facts and the plan.
+    fn whole(&self) -> Decision {
+        let profile = self.classify();
+        let predictor = self.predictor.as_ref();
+        let asked = predictor.filter(|_| self.policy.predicts(&profile, &self.facts));
+        let estimates = asked.map_or_else(Estimates::default, |predictor| {
+            Estimates::predicted(predictor, black_box(&self.prompt)).0
+        });
+        self.decide_with(&profile, &estimates)
     }
 
     fn classify(&self) -> Profile {
@@ -115,6 +152,10 @@ impl Bench {
     }
 
     fn decide(&self, profile: &Profile) -> Decision {
+        self.decide_with(profile, &self.estimates)
+    }
+
+    fn decide_with(&self, profile: &Profile, estimates: &Estimates) -> Decision {
         let ask = Ask {
             facts: black_box(&self.facts),
             account: &self.account,
@@ -122,7 +163,7 @@ impl Bench {
             grants: &self.grants,
             offers: &self.offers,
             conversation: None,
-            estimates: &self.estimates,
+            estimates,
             envelope: Envelope {
                 granted: Money::from_dollars(1),
                 remaining: Money::from_dollars(5),
@@ -151,6 +192,12 @@ fn decide(bencher: divan::Bencher) {
 fn classify_and_decide(bencher: divan::Bencher) {
     let bench = Bench::new();
     bencher.bench_local(|| bench.decide(&bench.classify()));
+}
+
+#[divan::bench]
+fn classify_predict_and_decide(bencher: divan::Bencher) {
+    let bench = Bench::predicting();
+    bencher.bench_local(|| bench.whole());
 }
 
 fn percentiles(name: &str, mut call: impl FnMut()) {
@@ -182,5 +229,15 @@ fn main() {
     percentiles("decide", || drop(black_box(bench.decide(&profile))));
     percentiles("classify and decide", || {
         drop(black_box(bench.decide(&bench.classify())))
+    });
+    let predicting = Bench::predicting();
+    let source = predicting.whole().trace.entries[0].score.unwrap().source;
+    assert_eq!(
+        source,
+        EstimateSource::Predictor,
+        "the prompt is of a kind that it knows"
+    );
+    percentiles("classify, predict (4 KB) and decide", || {
+        drop(black_box(predicting.whole()))
     });
 }

@@ -33,6 +33,10 @@ const SHIPPED: &[u8] = include_bytes!("../model/predictor.bin");
 /// Divides differences of squared distance between families: below 1 would be surer than a Gaussian.
 const GATE_WIDTH: f32 = 4.0;
 
+/// A smaller share of common words than any of 11,522 training prompts had: another language. Counted features and
+/// hashed letters are too much alike in languages of one script to tell.
+const FEWEST_COMMON: f32 = 0.2;
+
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(
@@ -123,7 +127,12 @@ impl Predictor {
 
     /// `prompt`: what the user asks, without system prompt and templates.
     pub fn predict(&self, prompt: &str) -> Prediction {
-        self.predict_features(self.model.dense(prompt))
+        let mut prediction = self.predict_features(self.model.dense(prompt));
+        let common = words::common_words(&features::bounded(prompt), &self.model.words.rarity);
+        if common.is_some_and(|share| share < FEWEST_COMMON) {
+            prediction.familiarity = 0.0;
+        }
+        prediction
     }
 
     /// The same from a stored vector. A vector of another length is filled up with zeros and unfamiliar.
@@ -145,7 +154,8 @@ impl Predictor {
             columns: vec![None; model.columns.len()],
             leanings: vec![None; model.columns.len()],
             output_characters: vec![None; model.columns.len()],
-            familiarity: if fits {
+            // Its counted features may be as usual, since nothing that they count is in it.
+            familiarity: if fits && !features::is_foreign(counted) {
                 model.likeness.familiarity(nearest, surest)
             } else {
                 0.0

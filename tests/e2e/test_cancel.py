@@ -127,7 +127,7 @@ def test_a_long_prefill_of_our_own_engine_stops(stack):
 
     def running():
         text = urllib.request.urlopen(stack.local + "/metrics").read().decode()
-        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("local_running_requests "))
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("local_num_requests_running{"))
 
     for stream in (True, False):
         connection = stack.send("smollm2-135m-instruct", stream, "one two three four five six seven " * 430)

@@ -112,6 +112,28 @@ fn prompts_of_a_kind_never_seen_are_said_to_be_unfamiliar() {
 }
 
 #[test]
+fn other_languages_are_unfamiliar_to_the_shipped_model() {
+    let shipped = Predictor::shipped().unwrap();
+    for prompt in [
+        "如何用 Rust 写一个无锁队列？请解释内存顺序。",
+        "Сколько будет 17 умножить на 23? Покажи, как ты считал, и дай ответ.",
+        "Wie viel ist 17 mal 23? Erkläre, wie du es ausgerechnet hast.",
+        "Écris une fonction Python qui inverse une liste chaînée.",
+        "Escribe un correo a mi casero sobre la calefacción rota.",
+        "λ∘μ ≔ ⟦π⟧ ⊢ ∀x∃y λ∘μ ≔ ⟦π⟧ ⊢ ∀x∃y λ∘μ ≔ ⟦π⟧ ⊢ ∀x∃y",
+    ] {
+        let familiarity = shipped.predict(prompt).familiarity;
+        assert!(familiarity < 0.5, "{prompt}: {familiarity}");
+    }
+    assert!(
+        shipped
+            .predict("What is 17 times 23? Explain how you computed it, step by step.")
+            .familiarity
+            > 0.5
+    );
+}
+
+#[test]
 fn the_same_examples_give_the_same_file_and_a_file_the_same_answers() {
     let model = train(&examples(400), columns(), recipe()).unwrap();
     let bytes = Predictor::new(model).unwrap().save().unwrap();

@@ -103,6 +103,23 @@ impl Tally {
     }
 }
 
+/// A word in this share of the training prompts, or more, is a common one.
+const COMMON_SHARE: f32 = 0.02;
+
+/// The share of a text's words that were common in the training prompts, 0 … 1; none where it has no words. English has
+/// many such words in whatever it is about, and another language hardly one.
+pub(super) fn common_words(text: &str, rarity: &[f32]) -> Option<f32> {
+    let most = 1.0 - COMMON_SHARE.ln();
+    let (mut common, mut words) = (0_u32, 0_u32);
+    for token in tokens(text).filter(|token| token.kind == TokenKind::Word) {
+        let bucket = (spread(token.hash) % BUCKETS as u64) as usize;
+        let own = rarity.get(bucket).copied().unwrap_or_default();
+        words += 1;
+        common += u32::from(own > 0.0 && own <= most);
+    }
+    (words > 0).then(|| common as f32 / words as f32)
+}
+
 /// What is counted in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grain {

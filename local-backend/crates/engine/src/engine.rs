@@ -17,7 +17,7 @@ pub use metrics::{BOUNDS, Histogram, Metrics};
 use crate::backend::{AllocateError, BLOCK_TOKENS, Backend};
 use crate::grammar::Grammar;
 use crate::sample::Sampling;
-use crate::scheduler::{Class, Limits};
+use crate::scheduler::{Class, Limits, Share};
 use crate::text::Tokenizer;
 use crate::think::{Channel, Thinking};
 use board::Board;
@@ -75,7 +75,11 @@ pub struct Request {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
+    /// The model ended it.
     Stop,
+    /// The stop string of this index came.
+    Sequence(usize),
+    /// It is as long as it may be.
     Length,
 }
 
@@ -175,7 +179,7 @@ impl Default for Settings {
 pub struct Slot {
     pub id: u64,
     pub tenant: Arc<str>,
-    pub class: &'static str,
+    pub class: Class,
     /// `queued`, `prefill` or `decode`.
     pub phase: &'static str,
     pub prompt_tokens: usize,
@@ -184,6 +188,13 @@ pub struct Slot {
     pub output_tokens: usize,
     pub age_ms: u64,
     pub busy_ms: f64,
+}
+
+/// Every request, and what every tenant was served.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Standing {
+    pub slots: Vec<Slot>,
+    pub tenants: Vec<Share>,
 }
 
 /// How much there is to do.
@@ -215,9 +226,19 @@ struct Submission {
     submitted: Instant,
 }
 
+/// What came of sequences that were to be embedded: a vector for each. `None`: the model does not embed.
+pub type Embedded = Option<Vec<Vec<f32>>>;
+
+struct Embedding {
+    id: u64,
+    sequences: Vec<Vec<u32>>,
+    tell: Box<dyn FnOnce(Embedded) + Send>,
+}
+
 enum Command {
     Submit(Box<Submission>),
-    Slots(Box<dyn FnOnce(Vec<Slot>) + Send>),
+    Embed(Embedding),
+    Standing(Box<dyn FnOnce(Standing) + Send>),
 }
 
 /// The engine. Dropping it stops the running step, ends all requests and joins the thread.
@@ -308,7 +329,6 @@ impl Engine {
         if tokens == 0 || tokens > most {
             return Err(SubmitError::Length { tokens, most });
         }
-        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
         let queued = &self.shared.queued;
         if queued.fetch_add(1, Ordering::AcqRel) >= self.settings.queue {
             queued.fetch_sub(1, Ordering::AcqRel);
@@ -324,34 +344,50 @@ impl Engine {
             sink,
             submitted: Instant::now(),
         };
-        match commands.try_send(Command::Submit(Box::new(submission))) {
-            Ok(()) => {
-                self.shared.board.came(class);
-                let shared = self.shared.clone();
-                Ok(Ticket { id, shared })
-            }
-            Err(error) => {
-                queued.fetch_sub(1, Ordering::AcqRel);
-                Err(match error {
-                    TrySendError::Full(_) => SubmitError::Full,
-                    TrySendError::Disconnected(_) => SubmitError::Stopped,
-                })
-            }
+        if let Err(error) = self.send(Command::Submit(Box::new(submission))) {
+            queued.fetch_sub(1, Ordering::AcqRel);
+            return Err(error);
         }
+        self.shared.board.came(class);
+        let shared = self.shared.clone();
+        Ok(Ticket { id, shared })
+    }
+
+    /// Has sequences embedded, between two steps; the vectors come through `tell`, which is dropped unused when the ticket
+    /// is dropped first.
+    ///
+    /// # Errors
+    /// The engine is full or has stopped, or a sequence is empty or too long.
+    pub fn embed(
+        &self,
+        sequences: Vec<Vec<u32>>,
+        tell: Box<dyn FnOnce(Embedded) + Send>,
+    ) -> Result<Ticket, SubmitError> {
+        let most = self.context_tokens;
+        let is_unfit = |length: &usize| *length == 0 || *length > most;
+        if let Some(tokens) = sequences.iter().map(Vec::len).find(is_unfit) {
+            return Err(SubmitError::Length { tokens, most });
+        }
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(Command::Embed(Embedding { id, sequences, tell }))?;
+        let shared = self.shared.clone();
+        Ok(Ticket { id, shared })
+    }
+
+    fn send(&self, command: Command) -> Result<(), SubmitError> {
+        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
+        commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => SubmitError::Full,
+            TrySendError::Disconnected(_) => SubmitError::Stopped,
+        })
     }
 
     /// Asks what every request is at; the answer comes before the next step, through `tell`.
     ///
     /// # Errors
     /// The engine is full or has stopped.
-    pub fn slots(&self, tell: Box<dyn FnOnce(Vec<Slot>) + Send>) -> Result<(), SubmitError> {
-        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
-        commands
-            .try_send(Command::Slots(tell))
-            .map_err(|error| match error {
-                TrySendError::Full(_) => SubmitError::Full,
-                TrySendError::Disconnected(_) => SubmitError::Stopped,
-            })
+    pub fn standing(&self, tell: Box<dyn FnOnce(Standing) + Send>) -> Result<(), SubmitError> {
+        self.send(Command::Standing(tell))
     }
 
     /// Counters and histograms.

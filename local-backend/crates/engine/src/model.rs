@@ -57,11 +57,29 @@ struct About {
     ends: Ends,
 }
 
+/// What weights become in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// What they are in the file, in tiles.
+    #[default]
+    AsStored,
+    /// Floats: slow and large, and nothing is rounded but what the file has rounded.
+    AsFloats,
+}
+
 /// Loads a model for the CPU: a GGUF file, or a folder (or a `.safetensors` file in one) in Hugging Face's layout.
 ///
 /// # Errors
 /// The file is missing, broken, or of a kind not known here.
 pub fn load(path: &Path, threads: usize) -> Result<Loaded, LoadError> {
+    load_as(path, threads, Use::AsStored)
+}
+
+/// [`load`], with a choice.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_as(path: &Path, threads: usize, weights: Use) -> Result<Loaded, LoadError> {
     let shown = path.display().to_string();
     let is_folder = path.is_dir() || path.extension().is_some_and(|end| end == "safetensors");
     let unusable = |problem| LoadError::Unusable {
@@ -86,10 +104,14 @@ pub fn load(path: &Path, threads: usize) -> Result<Loaded, LoadError> {
         };
         (Source::Gguf(gguf), about)
     };
-    assemble(path, source, about, threads).map_err(unusable)
+    assemble(path, (source, about), (threads, weights)).map_err(unusable)
 }
 
-fn assemble(path: &Path, source: Source, about: About, threads: usize) -> Result<Loaded, String> {
+fn assemble(
+    path: &Path,
+    (source, about): (Source, About),
+    (threads, weights): (usize, Use),
+) -> Result<Loaded, String> {
     let template = about
         .template
         .map(|source| ChatTemplate::new(&source))
@@ -113,7 +135,7 @@ fn assemble(path: &Path, source: Source, about: About, threads: usize) -> Result
         eos,
         ..ModelInfo::default()
     };
-    let model = cpu::Model::new(source, info, threads)?;
+    let model = cpu::Model::new(source, info, (threads, weights))?;
     let info = model.info().clone();
     Ok(Loaded {
         backend: Box::new(model),

@@ -4,6 +4,11 @@
 //! position and on what the cache holds before it, bit for bit. A piece of work is one key head and the queries of some
 //! tokens that share it; all arithmetic is in f32.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "arrays of registers are indexed in step, which the compiler takes apart"
+)]
+
 use crate::activations::Activations;
 use crate::cache::{BLOCK, KvCache, KvKind};
 use crate::lanes::{Isa, Lanes, dispatch, exp};

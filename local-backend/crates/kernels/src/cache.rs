@@ -137,8 +137,9 @@ impl KvCache {
         };
         let at_once = (8192 / width.max(1)).clamp(1, 16);
         pool.run(slots.len().div_ceil(at_once), &|part| {
-            for token in part * at_once..((part + 1) * at_once).min(slots.len()) {
-                let (block, offset) = (slots[token].block as usize, slots[token].offset as usize);
+            let first = part * at_once;
+            for (slot, token) in slots[first..].iter().take(at_once).zip(first..) {
+                let (block, offset) = (slot.block as usize, slot.offset as usize);
                 for head in 0..heads {
                     let start = (block * heads + head) * BLOCK * padded;
                     let fresh = token * width + head * dim;

@@ -1,4 +1,4 @@
-//! The arithmetic of inference on the CPU, and the only `unsafe` code of the project.
+//! The arithmetic of inference on the CPU, and on NVIDIA GPUs in [`cuda`]; the only `unsafe` code of the project.
 //!
 //! Owns: weight tiles and their products, attention over paged keys and values, the small operations, the thread pool,
 //! memory. Refuses to know: models, sequences, containers. Invariants: a sum is taken in one fixed order whatever shares
@@ -10,6 +10,7 @@ mod activations;
 mod agree;
 mod attention;
 mod cache;
+pub mod cuda;
 mod formats;
 mod lanes;
 mod memory;
@@ -23,7 +24,7 @@ pub use attention::{Heads, Queries, Reach, attend};
 pub use cache::{BLOCK, KvCache, KvKind, KvShape, Slot};
 pub use formats::Format;
 pub use lanes::Isa;
-pub use memory::Mapped;
+pub use memory::{Mapped, read_bandwidth};
 pub use ops::{Activation, Norm, Pairs, rotate};
 pub use pool::Pool;
 pub use product::{Feed, Mode, Part, feed, multiply};

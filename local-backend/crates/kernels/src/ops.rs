@@ -163,7 +163,7 @@ unsafe fn bend<L: Lanes>(kind: Activation, x: &mut [f32; 16]) {
             // (1 + tanh u) / 2 is the sigmoid of 2 u.
             Activation::GeluTanh => {
                 let inner = L::fma(L::mul(square, value), L::splat(0.044_715), value);
-                let down = exp::<L>(L::mul(inner, L::splat(-1.595_769_1)));
+                let down = exp::<L>(L::mul(inner, L::splat(-1.595_769)));
                 L::div(value, L::add(one, down))
             }
             // Abramowitz and Stegun 7.1.26: within 1.5e-7 of the error function of |x| / √2.

@@ -4,6 +4,11 @@
 //! company. A piece of work is a few groups of 16 rows for up to 64 tokens; several matrices with the same input are one
 //! list of pieces, so that threads meet once.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "arrays of registers are indexed in step, which the compiler takes apart"
+)]
+
 use crate::activations::Activations;
 use crate::formats::COLS;
 use crate::lanes::{Isa, Lanes, dispatch};

@@ -143,13 +143,14 @@ impl Sequence {
         let is_form_over = self.grammar.as_ref().is_some_and(Grammar::is_over);
         let stopped = self.text(&choice, is_end, model.tokenizer);
         let room = self.room(self.counts.prompt + self.counts.output, model.context);
-        let finish = match (is_end || is_form_over || stopped, room == 0) {
-            (true, _) => Some(Finish::Stop),
-            (false, true) => Some(Finish::Length),
-            (false, false) => None,
+        let finish = match (stopped, is_end || is_form_over, room == 0) {
+            (Some(index), ..) => Some(Finish::Sequence(index)),
+            (None, true, _) => Some(Finish::Stop),
+            (None, false, true) => Some(Finish::Length),
+            (None, false, false) => None,
         };
         if let Some(finish) = finish {
-            self.finish(finish, stopped, metrics);
+            self.finish(finish, metrics);
         }
         Advance {
             token: choice.token,
@@ -172,8 +173,8 @@ impl Sequence {
         Ok(choice)
     }
 
-    /// Hands out what is certain with this token. True: a stop string came.
-    fn text(&mut self, choice: &Choice, is_end: bool, tokenizer: &Tokenizer) -> bool {
+    /// Hands out what is certain with this token. With the stop string that came.
+    fn text(&mut self, choice: &Choice, is_end: bool, tokenizer: &Tokenizer) -> Option<usize> {
         let is_hidden = tokenizer.is_special(choice.token) && !self.shown.contains(&choice.token);
         let text = match is_hidden {
             true => String::new(),
@@ -193,16 +194,16 @@ impl Sequence {
         };
         for (channel, text) in pieces {
             let (text, stopped) = match channel {
-                Channel::Reasoning => (text, false),
+                Channel::Reasoning => (text, None),
                 Channel::Content => self.output.push(&text),
             };
             self.emit_text(channel, text, std::mem::take(&mut logprobs));
-            if stopped {
-                return true;
+            if stopped.is_some() {
+                return stopped;
             }
         }
         self.emit_text(Channel::Content, String::new(), logprobs);
-        false
+        None
     }
 
     fn emit_text(&mut self, channel: Channel, text: String, logprobs: Vec<TokenLogprob>) {
@@ -215,8 +216,8 @@ impl Sequence {
         }
     }
 
-    fn finish(&mut self, finish: Finish, stopped: bool, metrics: &Metrics) {
-        if !stopped {
+    fn finish(&mut self, finish: Finish, metrics: &Metrics) {
+        if !matches!(finish, Finish::Sequence(_)) {
             let rest = self.characters.finish();
             let mut pieces = match &mut self.thinker {
                 Some(thinker) => thinker.push(u32::MAX, &rest),
@@ -244,7 +245,7 @@ impl Sequence {
         }
         let now = Instant::now();
         match finish {
-            Finish::Stop => add(&metrics.finished_stop, 1),
+            Finish::Stop | Finish::Sequence(_) => add(&metrics.finished_stop, 1),
             Finish::Length => add(&metrics.finished_length, 1),
         }
         metrics.end_to_end.observe(now - self.clocks.submitted);
@@ -313,10 +314,7 @@ impl Sequence {
         Slot {
             id: self.id,
             tenant: self.order.tenant.clone(),
-            class: match self.order.class {
-                crate::scheduler::Class::Foreground => "foreground",
-                crate::scheduler::Class::Background => "background",
-            },
+            class: self.order.class,
             phase: self.phase(),
             prompt_tokens: self.counts.prompt,
             computed_tokens: computed,

@@ -3,11 +3,11 @@
 use super::board::Board;
 use super::metrics::add;
 use super::sequence::{Model, Sequence};
-use super::{Command, Settings, Shared, Speculation, Submission};
+use super::{Command, Embedding, Settings, Shared, Speculation, Standing, Submission};
 use crate::backend::{Backend, Row, StepEnd};
 use crate::scheduler::{Class, Job, Part, Plan, Scheduler};
 use crate::text::Tokenizer;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -26,6 +26,8 @@ pub(super) struct Worker {
     settings: Settings,
     scheduler: Scheduler,
     sequences: HashMap<u64, Sequence>,
+    /// In order of arrival; one of them is done between two steps.
+    embeddings: VecDeque<Embedding>,
     logits: Vec<f32>,
 }
 
@@ -45,6 +47,7 @@ impl Worker {
             settings,
             scheduler: Scheduler::new(blocks, settings.limits),
             sequences: HashMap::new(),
+            embeddings: VecDeque::new(),
             logits: Vec::new(),
         }
     }
@@ -52,6 +55,7 @@ impl Worker {
     pub(super) fn run(mut self, context: usize) {
         while self.receive() {
             self.drop_left();
+            self.embed();
             let plan = self.scheduler.plan();
             self.note(&plan);
             if !plan.parts.is_empty() {
@@ -65,7 +69,7 @@ impl Worker {
 
     /// Takes what there is; waits a moment where there is nothing to do. False when the engine was dropped.
     fn receive(&mut self) -> bool {
-        if self.sequences.is_empty() {
+        if self.sequences.is_empty() && self.embeddings.is_empty() {
             match self.commands.recv_timeout(HEARTBEAT) {
                 Ok(command) => self.take(command),
                 Err(RecvTimeoutError::Timeout) => return true,
@@ -84,14 +88,18 @@ impl Worker {
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.submit(*submission),
-            Command::Slots(tell) => {
+            Command::Embed(embedding) => self.embeddings.push_back(embedding),
+            Command::Standing(tell) => {
                 let mut slots: Vec<_> = self
                     .sequences
                     .values()
                     .map(|sequence| sequence.slot(self.scheduler.computed_tokens(sequence.id)))
                     .collect();
                 slots.sort_by_key(|slot| slot.id);
-                tell(slots);
+                tell(Standing {
+                    slots,
+                    tenants: self.scheduler.shares(),
+                });
             }
         }
     }
@@ -114,8 +122,37 @@ impl Worker {
         self.show();
     }
 
+    fn embed(&mut self) {
+        let Some(Embedding { id, sequences, tell }) = self.embeddings.pop_front() else {
+            return;
+        };
+        let board: &Board = &self.shared.board;
+        if !board.begin(std::iter::once(id), Class::Foreground) {
+            self.embeddings.push_front(Embedding { id, sequences, tell });
+            return;
+        }
+        let (started, mut out) = (Instant::now(), Vec::new());
+        let given: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let ended = self.backend.embed(&given, board.abort(), &mut out);
+        board.end();
+        let metrics = &self.shared.metrics;
+        add(&metrics.busy_us, started.elapsed().as_micros() as usize);
+        add(
+            &metrics.prompt_tokens,
+            given.iter().map(|tokens| tokens.len()).sum(),
+        );
+        let width = out.len() / given.len().max(1);
+        match ended {
+            None => tell(None),
+            Some(StepEnd::Done) => tell(Some(out.chunks(width.max(1)).map(<[f32]>::to_vec).collect())),
+            // Nobody waits for it.
+            Some(StepEnd::Aborted) => {}
+        }
+    }
+
     fn drop_left(&mut self) {
         for (id, when) in self.shared.board.take_left() {
+            self.embeddings.retain(|embedding| embedding.id != id);
             let Some(sequence) = self.sequences.get(&id) else {
                 continue;
             };

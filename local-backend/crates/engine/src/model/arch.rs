@@ -81,7 +81,7 @@ const KNOWN: &str = "llama, qwen2, qwen3, gemma3 and bert";
 
 impl Config {
     /// What llama does, with sizes still to be set.
-    fn plain(architecture: &str) -> Self {
+    pub(super) fn plain(architecture: &str) -> Self {
         Self {
             architecture: architecture.to_owned(),
             width: 0,
@@ -251,7 +251,7 @@ impl Config {
         out.check()
     }
 
-    fn check(mut self) -> Result<Self, String> {
+    pub(super) fn check(mut self) -> Result<Self, String> {
         let Self { heads, kv_heads, .. } = self;
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || self.head_dim == 0 || self.head_dim % 2 == 1 {
             return Err(format!(

@@ -4,6 +4,7 @@
 //! meet five times a layer: after the products of queries, keys and values, after attention, after its output, after the
 //! two halves of the feed-forward layer.
 
+use super::Use;
 use super::arch::{Config, Pooling};
 use super::source::Source;
 use super::weights::{Layer, Linear, Norms, Weights};
@@ -84,10 +85,14 @@ impl<'a> Places<'a> {
 
 impl Model {
     /// `info` names the model; sizes are filled in here.
-    pub(super) fn new(source: Source, mut info: ModelInfo, threads: usize) -> Result<Self, String> {
+    pub(super) fn new(
+        source: Source,
+        mut info: ModelInfo,
+        (threads, weights): (usize, Use),
+    ) -> Result<Self, String> {
         let mut pool = Pool::new(threads);
         let config = source.config()?;
-        let weights = Weights::load(&source, &config, &mut pool)?;
+        let weights = Weights::load(&source, &config, (&mut pool, weights))?;
         let vocabulary = source
             .tensor("token_embd.weight")?
             .map_or(0, |embedding| embedding.rows);

@@ -199,7 +199,7 @@ impl Gguf {
         };
         let mut tokens = self.texts(&key("tokens"))?;
         if scheme == Scheme::WordPiece {
-            tokens.iter_mut().for_each(|token| mark_continuation(token));
+            tokens.iter_mut().for_each(mark_continuation);
         }
         let mut out = Vocabulary::new(scheme, tokens);
         let kinds = self.numbers(&key("token_type")).unwrap_or_default();

@@ -1,8 +1,9 @@
 //! A model's tensors, found by their GGUF names whatever the container, and laid out for the kernels.
 
+use super::Use;
 use super::arch::{Config, Order};
 use super::source::Source;
-use kernels::{Matrix, Norm, Pool, Precision, Rows};
+use kernels::{Format, Matrix, Norm, Pool, Precision, Rows};
 
 /// A matrix with what is added to its products.
 pub(super) struct Linear {
@@ -62,6 +63,7 @@ struct Loader<'a> {
     source: &'a Source,
     config: &'a Config,
     pool: &'a mut Pool,
+    weights: Use,
     bytes: usize,
     is_float: bool,
 }
@@ -84,7 +86,24 @@ impl Loader<'_> {
                 rows.rows, rows.columns, shape.0, shape.1
             ));
         }
-        let matrix = Matrix::new(self.pool, rows).map_err(|problem| format!("`{name}`: {problem}"))?;
+        let matrix = match self.weights {
+            Use::AsStored => Matrix::new(self.pool, rows),
+            Use::AsFloats => {
+                let data: Vec<u8> = self
+                    .floats(name)?
+                    .unwrap_or_default()
+                    .into_iter()
+                    .flat_map(f32::to_le_bytes)
+                    .collect();
+                let floats = Rows {
+                    format: Format::F32,
+                    data: &data,
+                    ..rows
+                };
+                Matrix::new(self.pool, floats)
+            }
+        };
+        let matrix = matrix.map_err(|problem| format!("`{name}`: {problem}"))?;
         self.bytes += matrix.bytes();
         self.is_float &= matrix.precision() == Precision::Float;
         Ok(matrix)
@@ -192,11 +211,16 @@ impl Loader<'_> {
 }
 
 impl Weights {
-    pub(super) fn load(source: &Source, config: &Config, pool: &mut Pool) -> Result<Self, String> {
+    pub(super) fn load(
+        source: &Source,
+        config: &Config,
+        (pool, weights): (&mut Pool, Use),
+    ) -> Result<Self, String> {
         let mut loader = Loader {
             source,
             config,
             pool,
+            weights,
             bytes: 0,
             is_float: true,
         };

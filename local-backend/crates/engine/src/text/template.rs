@@ -38,6 +38,15 @@ impl ChatTemplate {
         })
     }
 
+    /// The template's text.
+    #[must_use]
+    pub fn source(&self) -> String {
+        let template = self.environment.get_template(NAME);
+        template
+            .map(|template| template.source().to_owned())
+            .unwrap_or_default()
+    }
+
     /// The prompt for `messages`, an array as in chat completions with plain text contents.
     ///
     /// # Errors
@@ -47,12 +56,28 @@ impl ChatTemplate {
         messages: &serde_json::Value,
         tools: Option<&serde_json::Value>,
     ) -> Result<String, String> {
+        self.render_with(messages, tools, &serde_json::Value::Null)
+    }
+
+    /// The same with further variables, an object, that the template may look at: `enable_thinking` and the like.
+    ///
+    /// # Errors
+    /// What the template objects to.
+    pub fn render_with(
+        &self,
+        messages: &serde_json::Value,
+        tools: Option<&serde_json::Value>,
+        variables: &serde_json::Value,
+    ) -> Result<String, String> {
         let template = self
             .environment
             .get_template(NAME)
             .map_err(|error| error.to_string())?;
-        let context =
+        let mut context =
             serde_json::json!({ "messages": messages, "tools": tools, "add_generation_prompt": true });
+        for (name, value) in variables.as_object().into_iter().flatten() {
+            context[name] = value.clone();
+        }
         template
             .render(minijinja::value::Serde(context))
             .map_err(|error| error.to_string())

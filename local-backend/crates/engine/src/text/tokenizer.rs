@@ -8,9 +8,9 @@ use std::collections::HashMap;
 
 #[derive(Debug)]
 enum Plain {
-    ByteLevel(ByteLevel),
-    SentencePiece(SentencePiece),
-    WordPiece(WordPiece),
+    ByteLevel(Box<ByteLevel>),
+    SentencePiece(Box<SentencePiece>),
+    WordPiece(Box<WordPiece>),
 }
 
 /// The tokenizer.
@@ -31,9 +31,11 @@ impl Tokenizer {
     /// The vocabulary contradicts itself or needs something not known here.
     pub fn new(vocabulary: Vocabulary) -> Result<Self, String> {
         let plain = match vocabulary.scheme {
-            Scheme::ByteLevel => Plain::ByteLevel(ByteLevel::new(&vocabulary)?),
-            Scheme::Pairs | Scheme::Unigram => Plain::SentencePiece(SentencePiece::new(&vocabulary)?),
-            Scheme::WordPiece => Plain::WordPiece(WordPiece::new(&vocabulary)?),
+            Scheme::ByteLevel => Plain::ByteLevel(Box::new(ByteLevel::new(&vocabulary)?)),
+            Scheme::Pairs | Scheme::Unigram => {
+                Plain::SentencePiece(Box::new(SentencePiece::new(&vocabulary)?))
+            }
+            Scheme::WordPiece => Plain::WordPiece(Box::new(WordPiece::new(&vocabulary)?)),
         };
         let Vocabulary {
             tokens: texts,

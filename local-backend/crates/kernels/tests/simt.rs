@@ -1,0 +1,845 @@
+//! The CUDA kernels, unchanged, on the CPU, against plain code in f64. Threads of a block run in three orders.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use half::{bf16, f16};
+use kernels::Pairs;
+use kernels::cuda::{
+    Activations, Batch, Buffer, Cuts, Driver, Emit, Form, Gate, Glu, HeadShape, Kind, KvPages, Limits,
+    Matrix, Norm, Ops, Order, Place, Precision, QkvExtras, Sampling, Scratch, Simt, Singles, Span, Steps,
+    Then, WeightBlock, Workspace, pack,
+};
+use std::path::Path;
+use std::sync::Arc;
+
+const ORDERS: [Order; 3] = [Order::Forwards, Order::Backwards, Order::Mixed];
+
+fn ops(order: Order, precision: Precision) -> Ops {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    Ops::new(
+        Simt::build(folder, order).unwrap_or_else(|error| panic!("{error}")),
+        precision,
+    )
+}
+
+fn driver(ops: &Ops) -> &Arc<dyn Driver> {
+    ops.driver()
+}
+
+/// Floats in −1..1, the same every time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn float(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 30) as f32 - 1.0
+    }
+
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+}
+
+fn near(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let scale = expected
+        .iter()
+        .fold(1e-3f64, |scale, value| scale.max(value.abs()));
+    for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let apart = (f64::from(*got) - expected).abs();
+        assert!(
+            apart <= tolerance * scale,
+            "{what}: at {at} {got} instead of {expected}"
+        );
+    }
+}
+
+/// Every kind of weights with a block of each.
+fn block(kind: Kind, random: &mut Random) -> WeightBlock {
+    let round = |value: f32| f16::from_f32(value).to_f32();
+    let scale = round(0.02 + 0.01 * random.float());
+    let (low, count) = if kind == Kind::W4 { (0, 16) } else { (-128, 256) };
+    WeightBlock {
+        quants: std::array::from_fn(|_| low + (random.next() % count) as i16),
+        scales: if kind == Kind::W8x16 {
+            [scale, round(0.02 + 0.01 * random.float())]
+        } else {
+            [scale; 2]
+        },
+        minimum: if kind == Kind::W8x16 {
+            0.0
+        } else {
+            round(0.1 * random.float())
+        },
+    }
+}
+
+struct Quantized {
+    matrix: Matrix,
+    /// By rows.
+    weights: Vec<f64>,
+}
+
+fn quantized(ops: &Ops, kind: Kind, (rows, columns): (usize, usize)) -> Quantized {
+    let mut random = Random(rows as u64 * 31 + columns as u64);
+    let blocks: Vec<WeightBlock> = (0..rows * columns / 32)
+        .map(|_| block(kind, &mut random))
+        .collect();
+    let weights = blocks
+        .iter()
+        .flat_map(|block| {
+            (0..32).map(|column| {
+                f64::from(block.scales[column / 16]) * f64::from(block.quants[column])
+                    + f64::from(block.minimum)
+            })
+        })
+        .collect();
+    let packed = pack(kind, (rows, columns), &|row, block| {
+        blocks[row * columns / 32 + block]
+    })
+    .unwrap();
+    Quantized {
+        matrix: Matrix::from_packed(driver(ops), &packed).unwrap(),
+        weights,
+    }
+}
+
+fn emitted(ops: &Ops, x: &[f32], columns: usize, form: Form) -> Activations {
+    let tokens = x.len() / columns;
+    let x = Buffer::from_slice(driver(ops), x).unwrap();
+    let mut out = Activations::new(driver(ops), tokens * columns).unwrap();
+    let plain = Norm {
+        x: &x,
+        weight: None,
+        columns,
+        tokens,
+        epsilon: 0.0,
+    };
+    ops.norm(&plain, Emit::All, form, &mut out).unwrap();
+    out
+}
+
+/// What the multiply is really given.
+fn values(activations: &Activations) -> Vec<f64> {
+    let (quants, scales) = activations.read_q8().unwrap();
+    let at = |(index, quant): (usize, &i8)| f64::from(*quant) * f64::from(scales[index / 32][0]);
+    quants.iter().enumerate().map(at).collect()
+}
+
+fn products(x: &[f64], weights: &[f64], columns: usize) -> Vec<f64> {
+    x.chunks_exact(columns)
+        .flat_map(|x| {
+            weights
+                .chunks_exact(columns)
+                .map(move |weights| x.iter().zip(weights).map(|(x, weight)| x * weight).sum())
+        })
+        .collect()
+}
+
+fn multiplied(ops: &Ops, matrix: &Matrix, x: &Activations, tokens: usize) -> Vec<f32> {
+    let stride = matrix.rows() + 16;
+    let mut out = Buffer::from_slice(driver(ops), &vec![0.5f32; tokens * stride]).unwrap();
+    let mut scratch = Scratch::new(ops, 0).unwrap();
+    // Once over what is there, once on top.
+    for then in [Then::Replace, Then::Add] {
+        let place = Place {
+            offset: 16,
+            stride,
+            then,
+        };
+        ops.multiply(matrix, x, (&mut out, place), &mut scratch).unwrap();
+    }
+    let all = out.read(tokens * stride).unwrap();
+    let rows = all.chunks_exact(stride);
+    assert!(
+        rows.clone()
+            .all(|row| row[..16].iter().all(|value| *value == 0.5))
+    );
+    rows.flat_map(|row| row[16..].iter().map(|value| value / 2.0))
+        .collect()
+}
+
+#[test]
+fn norms_and_quantization() {
+    let (tokens, columns) = (3, 160);
+    let mut random = Random(1);
+    let (x, weight) = (random.floats(tokens * columns), random.floats(columns));
+    let expected: Vec<f64> = x
+        .chunks_exact(columns)
+        .flat_map(|x| {
+            let square: f64 = x.iter().map(|value| f64::from(*value).powi(2)).sum();
+            let factor = 1.0 / (square / columns as f64 + 1e-5).sqrt();
+            x.iter()
+                .zip(&weight)
+                .map(move |(x, weight)| f64::from(*x) * factor * f64::from(*weight))
+        })
+        .collect();
+    for order in ORDERS {
+        let ops = ops(order, Precision::Fast);
+        let (x, weight) = (
+            Buffer::from_slice(driver(&ops), &x).unwrap(),
+            Buffer::from_slice(driver(&ops), &weight).unwrap(),
+        );
+        let mut out = Activations::new(driver(&ops), tokens * columns).unwrap();
+        let norm = Norm {
+            x: &x,
+            weight: Some(&weight),
+            columns,
+            tokens,
+            epsilon: 1e-5,
+        };
+        ops.norm(&norm, Emit::All, Form::Q8, &mut out).unwrap();
+        let (quants, scales) = out.read_q8().unwrap();
+        for (index, expected) in expected.chunks_exact(32).enumerate() {
+            let largest = expected
+                .iter()
+                .fold(0.0f64, |largest, value| largest.max(value.abs()));
+            let [scale, sum] = scales[index].map(f64::from);
+            assert!(
+                (scale - largest / 127.0).abs() < 1e-6 * largest,
+                "{scale} {largest}"
+            );
+            let quants = &quants[index * 32..][..32];
+            let exact: f64 = quants.iter().map(|quant| f64::from(*quant) * scale).sum();
+            assert!((sum - exact).abs() < 1e-5, "{sum} {exact}");
+            for (quant, expected) in quants.iter().zip(expected) {
+                assert!((f64::from(*quant) * scale - expected).abs() <= scale * 0.501);
+            }
+        }
+        ops.norm(&norm, Emit::All, Form::Bf16, &mut out).unwrap();
+        let got: Vec<f32> = out
+            .read_bf16()
+            .unwrap()
+            .iter()
+            .map(|bits| bf16::from_bits(*bits).to_f32())
+            .collect();
+        near(&got, &expected, 1.0 / 256.0, "bf16");
+        let mut sum = Buffer::from_slice(driver(&ops), &vec![1.0f32; tokens * columns]).unwrap();
+        ops.norm_add(&norm, &mut sum).unwrap();
+        let expected: Vec<f64> = expected.iter().map(|value| value + 1.0).collect();
+        near(&sum.read(tokens * columns).unwrap(), &expected, 1e-6, "added");
+    }
+}
+
+#[test]
+fn gates() {
+    let (tokens, columns) = (2, 288);
+    let gate_up = Random(2).floats(tokens * 2 * columns);
+    for gate in [Gate::Silu, Gate::GeluTanh] {
+        let act = |x: f64| match gate {
+            Gate::Silu => x / (1.0 + (-x).exp()),
+            Gate::GeluTanh => 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x * x * x)).tanh()),
+        };
+        let expected: Vec<f64> = gate_up
+            .chunks_exact(2 * columns)
+            .flat_map(|both| {
+                (0..columns).map(move |at| act(f64::from(both[at])) * f64::from(both[columns + at]))
+            })
+            .collect();
+        let ops = ops(Order::Mixed, Precision::Fast);
+        let buffer = Buffer::from_slice(driver(&ops), &gate_up).unwrap();
+        let mut out = Activations::new(driver(&ops), tokens * columns).unwrap();
+        let glu = Glu {
+            gate_up: &buffer,
+            columns,
+            tokens,
+            gate,
+        };
+        ops.glu(&glu, Form::Q8, &mut out).unwrap();
+        let got: Vec<f32> = values(&out).iter().map(|value| *value as f32).collect();
+        near(&got, &expected, 0.5 / 127.0 + 1e-5, "int8");
+        ops.glu(&glu, Form::Bf16, &mut out).unwrap();
+        let got: Vec<f32> = out
+            .read_bf16()
+            .unwrap()
+            .iter()
+            .map(|bits| bf16::from_bits(*bits).to_f32())
+            .collect();
+        near(&got, &expected, 1.0 / 256.0, "bf16");
+    }
+}
+
+/// Sizes that leave a part of every loop: rows for one warp of eight and more, columns beyond a multiple of four tiles.
+const SHAPE: (usize, usize) = (144, 32 * 11);
+
+#[test]
+fn quantized_multiplies_of_every_size() {
+    for (index, kind) in [Kind::W4, Kind::W8, Kind::W8x16].into_iter().enumerate() {
+        let ops = ops(ORDERS[index], Precision::Fast);
+        let Quantized { matrix, weights } = quantized(&ops, kind, SHAPE);
+        for tokens in [1, 2, 3, 7, 8, 9, 17, 33, 70] {
+            let x = Random(tokens as u64).floats(tokens * SHAPE.1);
+            let x = emitted(&ops, &x, SHAPE.1, matrix.form(&ops, tokens));
+            let expected = products(&values(&x), &weights, SHAPE.1);
+            let got = multiplied(&ops, &matrix, &x, tokens);
+            near(&got, &expected, 2e-6, &format!("{kind:?}, {tokens} tokens"));
+        }
+    }
+}
+
+#[test]
+fn a_token_alone_and_in_company_is_the_same_to_the_bit() {
+    let ops = ops(Order::Forwards, Precision::Invariant);
+    for kind in [Kind::W4, Kind::W8, Kind::W8x16] {
+        let Quantized { matrix, .. } = quantized(&ops, kind, SHAPE);
+        let x = Random(5).floats(21 * SHAPE.1);
+        let all = multiplied(&ops, &matrix, &emitted(&ops, &x, SHAPE.1, Form::Q8), 21);
+        for token in [0, 8, 20] {
+            let alone = &x[token * SHAPE.1..][..SHAPE.1];
+            let alone = multiplied(&ops, &matrix, &emitted(&ops, alone, SHAPE.1, Form::Q8), 1);
+            assert_eq!(alone, all[token * SHAPE.0..][..SHAPE.0], "{kind:?}, {token}");
+        }
+    }
+}
+
+#[test]
+fn bf16_multiplies_of_every_size() {
+    let (rows, columns) = (40, 352);
+    let ops = ops(Order::Backwards, Precision::Fast);
+    let bits: Vec<u16> = Random(6)
+        .floats(rows * columns)
+        .iter()
+        .map(|value| bf16::from_f32(*value).to_bits())
+        .collect();
+    let weights: Vec<f64> = bits.iter().map(|bits| bf16::from_bits(*bits).to_f64()).collect();
+    let matrix = Matrix::from_bf16(driver(&ops), (rows, columns), &bits).unwrap();
+    for tokens in [1, 2, 3, 6, 13] {
+        let x = emitted(&ops, &Random(7).floats(tokens * columns), columns, Form::Bf16);
+        let given: Vec<f64> = x
+            .read_bf16()
+            .unwrap()
+            .iter()
+            .map(|bits| bf16::from_bits(*bits).to_f64())
+            .collect();
+        let expected = products(&given, &weights, columns);
+        near(
+            &multiplied(&ops, &matrix, &x, tokens),
+            &expected,
+            2e-6,
+            &format!("{tokens} tokens"),
+        );
+    }
+}
+
+#[test]
+fn embeddings_and_unpacking() {
+    let (rows, columns) = (48, 96);
+    for kind in [Kind::W4, Kind::W8, Kind::W8x16] {
+        let ops = ops(Order::Mixed, Precision::Fast);
+        let Quantized { matrix, weights } = quantized(&ops, kind, (rows, columns));
+        let unpacked: Vec<f32> = ops
+            .unpacked(&matrix)
+            .unwrap()
+            .iter()
+            .map(|bits| bf16::from_bits(*bits).to_f32())
+            .collect();
+        near(&unpacked, &weights, 1.0 / 256.0, "unpacked");
+        let limits = limits(rows);
+        let mut batch = Batch::new(driver(&ops), limits).unwrap();
+        let tokens = [0, 7, 8, 15, 16, 31, 47];
+        let steps = Steps {
+            tokens: &tokens,
+            first: 0,
+            blocks: &[0],
+            wants_logits: false,
+        };
+        batch.write(&[steps], Singles::Lone).unwrap();
+        let mut out = Buffer::new(driver(&ops), tokens.len() * columns).unwrap();
+        ops.embed(&matrix, &batch, 2.0, &mut out).unwrap();
+        let expected: Vec<f64> = tokens
+            .iter()
+            .flat_map(|token| {
+                weights[*token as usize * columns..][..columns]
+                    .iter()
+                    .map(|weight| weight * 2.0)
+            })
+            .collect();
+        near(
+            &out.read(tokens.len() * columns).unwrap(),
+            &expected,
+            1e-6,
+            "embedded",
+        );
+    }
+}
+
+fn limits(vocabulary: usize) -> Limits {
+    Limits {
+        tokens: 300,
+        sequences: 8,
+        table: 20,
+        blocks: 64,
+        vocabulary,
+        positions: 320,
+    }
+}
+
+/// Attention of a batch over a cache, with every trick of the architectures, against plain code.
+struct Case {
+    shape: HeadShape,
+    window: usize,
+    pairs: Pairs,
+    /// Positions there before, and tokens of the step, of each sequence.
+    sequences: &'static [(usize, usize)],
+}
+
+/// Everything a plain computation needs.
+struct Plain {
+    qkv: Vec<Vec<f32>>,
+    bias: Vec<f32>,
+    norms: [Vec<f32>; 2],
+    angles: Vec<[f32; 2]>,
+}
+
+impl Plain {
+    fn new(case: &Case) -> Self {
+        let mut random = Random(case.shape.dim as u64 + case.window as u64);
+        let qkv = case
+            .sequences
+            .iter()
+            .map(|(before, now)| random.floats((before + now) * case.shape.qkv()))
+            .collect();
+        let half = case.shape.dim / 2;
+        let angles = (0..320 * half)
+            .map(|at| {
+                let angle = (at / half) as f32 * 10_000f32.powf(-((at % half) as f32) / half as f32);
+                [angle.cos(), angle.sin()]
+            })
+            .collect();
+        Self {
+            qkv,
+            bias: random.floats(case.shape.qkv()),
+            norms: [random.floats(case.shape.dim), random.floats(case.shape.dim)],
+            angles,
+        }
+    }
+
+    /// One head after bias, norm and rotation, rounded to f16 as the cache does.
+    fn head(&self, case: &Case, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
+        let (shape, dim) = (case.shape, case.shape.dim);
+        let at = position * shape.qkv() + head * dim;
+        let mut x: Vec<f64> = (0..dim)
+            .map(|column| {
+                f64::from(self.qkv[sequence][at + column]) + f64::from(self.bias[head * dim + column])
+            })
+            .collect();
+        let is_value = head >= shape.heads + shape.kv_heads;
+        if !is_value {
+            let weight = &self.norms[usize::from(head >= shape.heads)];
+            let square: f64 = x.iter().map(|value| value * value).sum();
+            let factor = 1.0 / (square / dim as f64 + 1e-6).sqrt();
+            for (x, weight) in x.iter_mut().zip(weight) {
+                *x *= factor * f64::from(*weight);
+            }
+            for pair in 0..dim / 2 {
+                let (left, right) = match case.pairs {
+                    Pairs::Neighbours => (2 * pair, 2 * pair + 1),
+                    Pairs::Halves => (pair, pair + dim / 2),
+                };
+                let [cosine, sine] = self.angles[position * dim / 2 + pair].map(f64::from);
+                (x[left], x[right]) = (
+                    x[left] * cosine - x[right] * sine,
+                    x[left] * sine + x[right] * cosine,
+                );
+            }
+        }
+        x.iter().map(|value| f16::from_f64(*value).to_f64()).collect()
+    }
+
+    fn attended(&self, case: &Case, sequence: usize, position: usize) -> Vec<f64> {
+        let shape = case.shape;
+        let first = if case.window > 0 {
+            (position + 1).saturating_sub(case.window)
+        } else {
+            0
+        };
+        (0..shape.heads)
+            .flat_map(|head| {
+                let query = self.head(case, (sequence, position), head);
+                let shared = shape.heads + head / (shape.heads / shape.kv_heads);
+                let weights: Vec<f64> = (first..=position)
+                    .map(|seen| {
+                        let key = self.head(case, (sequence, seen), shared);
+                        (key.iter()
+                            .zip(&query)
+                            .map(|(key, query)| key * query)
+                            .sum::<f64>()
+                            * scale(shape))
+                        .exp()
+                    })
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                let mut out = vec![0.0; shape.dim];
+                for (seen, weight) in (first..=position).zip(&weights) {
+                    let value = self.head(case, (sequence, seen), shared + shape.kv_heads);
+                    for (out, value) in out.iter_mut().zip(value) {
+                        *out += weight / total * value;
+                    }
+                }
+                out
+            })
+            .collect()
+    }
+}
+
+fn scale(shape: HeadShape) -> f64 {
+    1.0 / (shape.dim as f64).sqrt()
+}
+
+/// The device's side: the cache filled with what was before, then one step.
+struct Device {
+    ops: Ops,
+    pages: KvPages,
+    work: Workspace,
+    batch: Batch,
+    buffers: [Buffer<f32>; 3],
+    angles: Buffer<[f32; 2]>,
+}
+
+impl Device {
+    fn new(case: &Case, plain: &Plain, ops: Ops) -> Self {
+        let limits = limits(100);
+        let on = |floats: &[f32]| Buffer::from_slice(driver(&ops), floats).unwrap();
+        Self {
+            pages: KvPages::new(driver(&ops), case.shape, limits.blocks).unwrap(),
+            work: Workspace::new(
+                driver(&ops),
+                case.shape,
+                (limits.tokens, limits.tokens),
+                limits.positions,
+            )
+            .unwrap(),
+            batch: Batch::new(driver(&ops), limits).unwrap(),
+            buffers: [on(&plain.bias), on(&plain.norms[0]), on(&plain.norms[1])],
+            angles: Buffer::from_slice(driver(&ops), &plain.angles).unwrap(),
+            ops,
+        }
+    }
+
+    /// Positions `from..to` of each sequence in one step; the attention of each token, by sequences.
+    fn step(
+        &mut self,
+        case: &Case,
+        plain: &Plain,
+        ranges: &[std::ops::Range<usize>],
+        singles: Singles,
+    ) -> Vec<Vec<f32>> {
+        // Blocks of a sequence lie apart and backwards.
+        let tables: Vec<Vec<u32>> = (0..ranges.len())
+            .map(|sequence| (0..15).map(|block| (63 - sequence - 4 * block) as u32).collect())
+            .collect();
+        let used: Vec<usize> = (0..ranges.len())
+            .filter(|sequence| !ranges[*sequence].is_empty())
+            .collect();
+        let steps: Vec<Steps<'_>> = used
+            .iter()
+            .map(|sequence| Steps {
+                tokens: &[1; 300][..ranges[*sequence].len()],
+                first: ranges[*sequence].start,
+                blocks: &tables[*sequence],
+                wants_logits: true,
+            })
+            .collect();
+        if steps.is_empty() {
+            return vec![Vec::new(); ranges.len()];
+        }
+        self.batch.write(&steps, singles).unwrap();
+        // As `Batch` orders them: single tokens first.
+        let is_single = |sequence: &usize| ranges[*sequence].len() == 1 || singles == Singles::All;
+        let (first, rest): (Vec<usize>, Vec<usize>) = used.iter().partition(|sequence| is_single(sequence));
+        let order: Vec<usize> = first.into_iter().chain(rest).collect();
+        let width = case.shape.qkv();
+        let qkv: Vec<f32> = order
+            .iter()
+            .flat_map(|sequence| {
+                let range = &ranges[*sequence];
+                plain.qkv[*sequence][range.start * width..range.end * width]
+                    .iter()
+                    .copied()
+            })
+            .collect();
+        let qkv = Buffer::from_slice(driver(&self.ops), &qkv).unwrap();
+        let extras = QkvExtras {
+            bias: Some(&self.buffers[0]),
+            q_norm: Some(&self.buffers[1]),
+            k_norm: Some(&self.buffers[2]),
+            angles: &self.angles,
+            pairs: case.pairs,
+            epsilon: 1e-6,
+        };
+        self.ops
+            .rope_store(&qkv, &extras, &self.batch, (&mut self.pages, &mut self.work))
+            .unwrap();
+        let span = Span {
+            window: case.window,
+            scale: scale(case.shape) as f32,
+        };
+        let len = self.batch.count() * case.shape.heads * case.shape.dim;
+        let mut out = Buffer::new(driver(&self.ops), len).unwrap();
+        self.ops
+            .attend(&self.batch, &span, (&self.pages, &mut self.work), &mut out)
+            .unwrap();
+        let all = out.read(len).unwrap();
+        let (mut at, mut by_sequence) = (0, vec![Vec::new(); ranges.len()]);
+        for sequence in order {
+            let end = at + ranges[sequence].len() * case.shape.heads * case.shape.dim;
+            by_sequence[sequence] = all[at..end].to_vec();
+            at = end;
+        }
+        by_sequence
+    }
+}
+
+fn attention(case: &Case, order: Order) {
+    let plain = Plain::new(case);
+    let mut device = Device::new(case, &plain, ops(order, Precision::Fast));
+    let before: Vec<_> = case.sequences.iter().map(|(before, _)| 0..*before).collect();
+    device.step(case, &plain, &before, Singles::Lone);
+    let now: Vec<_> = case
+        .sequences
+        .iter()
+        .map(|(before, now)| *before..before + now)
+        .collect();
+    let got = device.step(case, &plain, &now, Singles::Lone);
+    for (sequence, range) in now.into_iter().enumerate() {
+        let expected: Vec<f64> = range
+            .flat_map(|position| plain.attended(case, sequence, position))
+            .collect();
+        near(
+            &got[sequence],
+            &expected,
+            2e-3,
+            &format!("{:?}, sequence {sequence}", case.shape),
+        );
+    }
+}
+
+fn shape(heads: usize, kv_heads: usize, dim: usize) -> HeadShape {
+    HeadShape { heads, kv_heads, dim }
+}
+
+#[test]
+fn attention_with_heads_of_64() {
+    let case = Case {
+        shape: shape(6, 2, 64),
+        window: 0,
+        pairs: Pairs::Neighbours,
+        sequences: &[(0, 1), (5, 1), (150, 1), (0, 70), (15, 20)],
+    };
+    attention(&case, Order::Backwards);
+}
+
+#[test]
+fn attention_with_heads_of_128_in_a_window() {
+    let case = Case {
+        shape: shape(6, 1, 128),
+        window: 40,
+        pairs: Pairs::Halves,
+        sequences: &[(30, 1), (139, 1), (64, 9)],
+    };
+    attention(&case, Order::Mixed);
+}
+
+#[test]
+fn attention_with_heads_of_256_and_many_on_one_key() {
+    let case = Case {
+        shape: shape(9, 1, 256),
+        window: 0,
+        pairs: Pairs::Halves,
+        sequences: &[(20, 1), (0, 33)],
+    };
+    attention(&case, Order::Forwards);
+}
+
+#[test]
+fn single_queries_do_not_depend_on_how_a_prompt_is_cut() {
+    let case = Case {
+        shape: shape(4, 2, 64),
+        window: 0,
+        pairs: Pairs::Halves,
+        sequences: &[(0, 40)],
+    };
+    let plain = Plain::new(&case);
+    for singles in [Singles::All, Singles::Lone] {
+        let mut whole = Device::new(&case, &plain, ops(Order::Forwards, Precision::Invariant));
+        let whole = whole.step(&case, &plain, &[0..40], singles).remove(0);
+        let mut cut = Device::new(&case, &plain, ops(Order::Forwards, Precision::Invariant));
+        // With the prefill kernel no chunk of one token: that would be the other kernel's.
+        let chunks = [0..13, 13..15, 15..40];
+        let chunks: Vec<f32> = chunks
+            .into_iter()
+            .flat_map(|range| cut.step(&case, &plain, &[range], singles).remove(0))
+            .collect();
+        assert_eq!(whole, chunks, "{singles:?}");
+    }
+}
+
+#[test]
+fn indices_out_of_range_never_reach_the_device() {
+    let ops = ops(Order::Forwards, Precision::Fast);
+    let mut batch = Batch::new(driver(&ops), limits(100)).unwrap();
+    let sound = Steps {
+        tokens: &[99],
+        first: 3,
+        blocks: &[63],
+        wants_logits: true,
+    };
+    batch.write(&[sound], Singles::Lone).unwrap();
+    for broken in [
+        Steps {
+            tokens: &[100],
+            ..sound
+        },
+        Steps {
+            blocks: &[64],
+            ..sound
+        },
+        Steps { first: 16, ..sound },
+        Steps { tokens: &[], ..sound },
+        Steps {
+            blocks: &[1; 21],
+            ..sound
+        },
+        Steps {
+            tokens: &[1; 301],
+            ..sound
+        },
+    ] {
+        assert!(batch.write(&[broken], Singles::Lone).is_err(), "{broken:?}");
+    }
+    assert!(batch.write(&[sound; 9], Singles::Lone).is_err());
+}
+
+/// The engine's sampler in f64.
+fn drawn(logits: &[f32], cuts: &Cuts) -> usize {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: &f32| f64::from((logit - largest) / cuts.temperature).exp();
+    let mut kept: Vec<(f64, usize)> = logits.iter().map(weight).zip(0..).collect();
+    kept.retain(|(weight, _)| *weight >= f64::from(cuts.min_p));
+    kept.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    if cuts.top_k > 0 {
+        kept.truncate(cuts.top_k as usize);
+    }
+    if cuts.top_p < 1.0 {
+        let enough = kept.iter().map(|(weight, _)| weight).sum::<f64>() * f64::from(cuts.top_p);
+        let mut sum = 0.0;
+        let count = kept.iter().take_while(|(weight, _)| {
+            let before = sum;
+            sum += weight;
+            before < enough
+        });
+        let count = count.count().max(1);
+        kept.truncate(count);
+    }
+    kept.sort_by_key(|(_, id)| *id);
+    let mut mixed = cuts
+        .seed
+        .wrapping_add((cuts.draws + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let share = ((mixed ^ (mixed >> 31)) >> 40) as f64 / f64::from(1u32 << 24);
+    let mut point = share * kept.iter().map(|(weight, _)| weight).sum::<f64>();
+    for (weight, id) in &kept {
+        point -= weight;
+        if point < 0.0 {
+            return *id;
+        }
+    }
+    kept[0].1
+}
+
+#[test]
+fn tokens_are_chosen_as_the_engine_chooses() {
+    let vocabulary = 1_531;
+    let mut random = Random(11);
+    // Some logits equal, so that ties are met by every cut.
+    let logits: Vec<f32> = (0..vocabulary)
+        .map(|_| (random.float() * 24.0).round() / 4.0)
+        .collect();
+    let plain = Cuts {
+        temperature: 0.9,
+        ..Cuts::default()
+    };
+    let kinds = [
+        plain,
+        Cuts { top_k: 1, ..plain },
+        Cuts { top_k: 25, ..plain },
+        Cuts { top_p: 0.3, ..plain },
+        Cuts {
+            top_p: 0.9,
+            top_k: 70,
+            ..plain
+        },
+        Cuts {
+            min_p: 0.2,
+            temperature: 2.0,
+            ..plain
+        },
+        Cuts {
+            min_p: 0.05,
+            top_p: 0.8,
+            top_k: 200,
+            ..plain
+        },
+        Cuts {
+            top_p: 0.001,
+            ..plain
+        },
+    ];
+    let ops = ops(Order::Mixed, Precision::Fast);
+    let mut rows: Vec<Cuts> = Vec::new();
+    for kind in kinds {
+        rows.extend((0..6).map(|draw| Cuts {
+            seed: 77 + draw % 2,
+            draws: draw / 2,
+            ..kind
+        }));
+    }
+    rows.push(Cuts::default());
+    let all: Vec<f32> = rows.iter().flat_map(|_| &logits).copied().collect();
+    let on = Buffer::from_slice(driver(&ops), &all).unwrap();
+    let mut sampling = Sampling::new(driver(&ops), rows.len(), vocabulary).unwrap();
+    sampling.set(&rows).unwrap();
+    let mut tokens = Buffer::new(driver(&ops), rows.len()).unwrap();
+    ops.sample(&on, &mut sampling, &mut tokens).unwrap();
+    let tokens = tokens.read(rows.len()).unwrap();
+    let likeliest = (0..vocabulary)
+        .rev()
+        .max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
+        .unwrap();
+    for (row, token) in rows.iter().zip(&tokens) {
+        let expected = if row.temperature > 0.0 {
+            drawn(&logits, row)
+        } else {
+            likeliest
+        };
+        assert_eq!(*token as usize, expected, "{row:?}");
+    }
+    let distinct: std::collections::HashSet<_> = tokens[..6].iter().collect();
+    assert!(distinct.len() > 2, "draws must differ: {tokens:?}");
+}
+
+#[test]
+fn a_multiply_into_too_little_room_is_refused() {
+    let ops = ops(Order::Forwards, Precision::Fast);
+    let Quantized { matrix, .. } = quantized(&ops, Kind::W8, (16, 32));
+    let x = emitted(&ops, &Random(1).floats(32), 32, Form::Q8);
+    let mut out = Buffer::new(driver(&ops), 8).unwrap();
+    let place = Place {
+        offset: 0,
+        stride: 16,
+        then: Then::Replace,
+    };
+    let mut scratch = Scratch::new(&ops, 0).unwrap();
+    let error = ops
+        .multiply(&matrix, &x, (&mut out, place), &mut scratch)
+        .unwrap_err();
+    assert!(error.to_string().contains("in 8 floats"), "{error}");
+}
