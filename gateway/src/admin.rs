@@ -10,6 +10,7 @@ mod audit;
 mod budgets;
 mod form;
 mod idempotency;
+mod jobs;
 mod keys;
 mod openapi;
 mod policies;

@@ -21,7 +21,7 @@ mod take;
 mod vault;
 mod webhook;
 
-pub(crate) use defer::defer;
+pub(crate) use defer::{DEFER, defer};
 pub(crate) use runner::run;
 
 use crate::accept::{authenticate, dialect_of, key_hash};
@@ -90,6 +90,11 @@ impl Batch {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(key, times.clone());
         Ok(times)
+    }
+
+    /// The runner is to look now.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     fn flex_room(&self) -> f64 {
