@@ -203,13 +203,14 @@ fn table(tests: &[Test], floor: f64) -> String {
 
 /// Tokens per second of one run.
 fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f64 {
+    let mut logits = Vec::new();
     let vocabulary = backend.info().vocabulary as u32;
     let token = |at: usize, sequence: usize| (at as u32 * 7 + sequence as u32 * 31) % vocabulary;
     let started = Instant::now();
     if batch == 0 {
         let tokens: Vec<u32> = (0..arguments.prompt).map(|at| token(at, 0)).collect();
         let blocks: Vec<u32> = (0..arguments.prompt.div_ceil(BLOCK_TOKENS) as u32).collect();
-        step(backend, &[(&tokens, &blocks)], 0);
+        step(backend, (&[(&tokens, &blocks)], 0), &mut logits);
         return arguments.prompt as f64 / started.elapsed().as_secs_f64();
     }
     let each = arguments.generate.div_ceil(BLOCK_TOKENS) as u32;
@@ -223,12 +224,12 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
             .zip(&blocks)
             .map(|(tokens, blocks)| (tokens.as_slice(), blocks.as_slice()))
             .collect();
-        step(backend, &rows, at);
+        step(backend, (&rows, at), &mut logits);
     }
     (arguments.generate * batch) as f64 / started.elapsed().as_secs_f64()
 }
 
-fn step(backend: &mut dyn Backend, rows: &[(&[u32], &[u32])], first: usize) {
+fn step(backend: &mut dyn Backend, (rows, first): (&[(&[u32], &[u32])], usize), logits: &mut Vec<f32>) {
     let rows: Vec<Row<'_>> = rows
         .iter()
         .map(|(tokens, blocks)| Row {
@@ -238,8 +239,7 @@ fn step(backend: &mut dyn Backend, rows: &[(&[u32], &[u32])], first: usize) {
             wants_logits: true,
         })
         .collect();
-    let mut logits = Vec::new();
-    backend.step(&rows, &AtomicBool::new(false), &mut logits);
+    backend.step(&rows, &AtomicBool::new(false), logits);
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub trait Backend: Send {
     /// When the memory is not there; the backend then has no cache.
     fn allocate(&mut self, blocks: usize) -> Result<(), AllocateError>;
 
-    /// Computes `rows`, and fills `logits` (cleared first) with [`ModelInfo::vocabulary`] floats for each row that wants
+    /// Computes `rows`, and fills `logits` (what was there is lost) with [`ModelInfo::vocabulary`] floats for each row that wants
     /// them, in row order. `abort` is read between layers.
     ///
     /// # Panics
@@ -109,7 +109,7 @@ pub trait Backend: Send {
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd;
 
     /// Fills `out` (cleared first) with one vector of [`ModelInfo::embedding_width`] floats and length 1 for each sequence, in
-    /// order. `None`: this model does not embed, or there is no memory for the keys and values of so many tokens.
+    /// order; a sequence has at least one token and at most [`ModelInfo::context_tokens`]. `None`: this model does not embed, or there is no memory for the keys and values of so many tokens.
     fn embed(&mut self, sequences: &[&[u32]], abort: &AtomicBool, out: &mut Vec<f32>) -> Option<StepEnd> {
         let _ = (sequences, abort, out);
         None

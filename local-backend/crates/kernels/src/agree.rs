@@ -365,4 +365,6 @@ fn sizes_that_do_not_fit_are_refused() {
     assert!(Matrix::new(&mut pool, source(&[0; 16 * 144], 256)).is_ok());
     assert!(Matrix::new(&mut pool, source(&[0; 16 * 144 - 1], 256)).is_err());
     assert!(Matrix::new(&mut pool, source(&[0; 16 * 144], 128)).is_err());
+    // 16 rows of 2⁶⁰ weights would be 16 · 9 · 2⁵⁹ bytes: 0, if nobody looked.
+    assert!(Matrix::new(&mut pool, source(&[], 1 << 60)).is_err());
 }

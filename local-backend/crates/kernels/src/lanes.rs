@@ -119,6 +119,8 @@ pub(crate) unsafe trait Lanes {
 
     /// Writes 16 numbers between −127 and 127 as bytes, rounded.
     unsafe fn store_bytes(at: *mut i8, a: Self::F);
+    /// Asks for the cache line at an address that may be anything.
+    unsafe fn prefetch(at: *const u8);
     /// Reads 64 bytes.
     unsafe fn load_bytes(at: *const u8) -> Self::B;
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;

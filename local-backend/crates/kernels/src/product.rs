@@ -17,6 +17,9 @@ use crate::pool::{Pool, Shared};
 use crate::tiles::{Layout, Matrix, ROWS};
 use std::ops::Range;
 
+/// How far ahead of a tile memory is asked for: with several tokens a tile keeps the processor busy for longer than it
+/// looks ahead by itself, and its own prefetching ends with each page of 4 KiB.
+const AHEAD: usize = 4096;
 /// Tokens of one piece of work.
 const CHUNK: usize = 64;
 /// Sums of 16 rows for the tokens of a piece.
@@ -248,8 +251,10 @@ unsafe fn sums_of_tokens<L: Lanes, const N: usize>(
 unsafe fn unpack<L: Lanes, const BITS: u32, const PART: usize>(tile: *const u8) -> (L::B, L::B) {
     // SAFETY: the caller's promise: a whole tile lies there.
     unsafe {
+        L::prefetch(tile.wrapping_add(AHEAD + PART * 64));
         let packed = L::load_bytes(tile.add(PART * 64));
         if BITS == 8 {
+            L::prefetch(tile.wrapping_add(AHEAD + PART * 64 + 256));
             return (packed, L::load_bytes(tile.add(PART * 64 + 256)));
         }
         let (low, high) = (L::left::<0>(packed, 15), L::right::<4>(packed, 15));
@@ -342,6 +347,7 @@ unsafe fn blocks<L: Lanes, const BITS: u32, const N: usize>(
             part::<L, BITS, 1, N>(tile, here, &mut dots);
             part::<L, BITS, 2, N>(tile, here, &mut dots);
             part::<L, BITS, 3, N>(tile, here, &mut dots);
+            L::prefetch(tile.wrapping_add(AHEAD + after));
             let scale = L::load_f16(tile.add(after).cast());
             for token in 0..N {
                 let scaled = L::mul(scale, L::splat(*scales.add(token * count + block)));

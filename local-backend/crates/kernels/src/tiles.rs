@@ -21,6 +21,9 @@ use half::f16;
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 16;
 
+/// Rows or columns of the largest matrix: products of two sizes and the bytes of a weight stay far within 64 bits.
+const LARGEST: usize = 1 << 24;
+
 /// How a matrix is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -96,6 +99,9 @@ impl Matrix {
             rows,
             columns,
         } = source;
+        if rows > LARGEST || columns > LARGEST {
+            return Err(format!("{rows} by {columns} is more than a matrix can have here"));
+        }
         if columns == 0 || !columns.is_multiple_of(format.block_weights()) {
             return Err(format!(
                 "rows of {columns} weights do not divide into blocks of {format:?}"

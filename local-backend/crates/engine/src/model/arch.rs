@@ -77,6 +77,9 @@ pub(super) struct Config {
     pub(super) pooling: Option<Pooling>,
 }
 
+/// Beyond it, a size is a mistake or an attack.
+const LARGEST: f64 = 16_777_216.0;
+
 const KNOWN: &str = "llama, qwen2, qwen3, gemma3 and bert";
 
 impl Config {
@@ -122,8 +125,9 @@ impl Config {
         let architecture = gguf.text("general.architecture").unwrap_or_default();
         let get = |key: &str| gguf.number(&format!("{architecture}.{key}"));
         let size = |key: &str| match get(key) {
-            Some(size) if size >= 1.0 => Ok(size as usize),
-            _ => Err(format!("`{architecture}.{key}` is missing")),
+            Some(size) if (1.0..=LARGEST).contains(&size) => Ok(size as usize),
+            Some(size) => Err(format!("`{architecture}.{key}` is {size}, which is no size")),
+            None => Err(format!("`{architecture}.{key}` is missing")),
         };
         let mut config = Self::plain(&architecture);
         config.width = size("embedding_length")?;
@@ -199,9 +203,9 @@ impl Config {
         let size = |key: &str| {
             config[key]
                 .as_u64()
-                .filter(|size| *size > 0)
+                .filter(|size| *size > 0 && *size as f64 <= LARGEST)
                 .map(|size| size as usize)
-                .ok_or_else(|| format!("`{key}` is missing from config.json"))
+                .ok_or_else(|| format!("`{key}` is missing from config.json, or no size"))
         };
         let float = |key: &str| config[key].as_f64().map(|number| number as f32);
         let mut out = Self::plain(architecture);

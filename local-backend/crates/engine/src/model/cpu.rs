@@ -311,6 +311,7 @@ impl Model {
                 None => out.copy_from_slice(x),
             }
         });
+        // What was there is overwritten, so that it need not be cleared.
         logits.resize(wanted.len() * self.info.vocabulary, 0.0);
         let whole = Part {
             matrix: output,
@@ -446,13 +447,14 @@ impl Backend for Model {
     }
 
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
-        logits.clear();
         let places = Places::new(rows.iter().map(|row| (row.blocks, row.first, row.tokens.len())));
         let tokens = rows.iter().flat_map(|row| row.tokens).copied();
         self.enter(tokens, &places);
         let ended = self.forward(&places, true, abort);
         if ended == StepEnd::Done && rows.iter().any(|row| row.wants_logits) {
             self.head(rows, logits);
+        } else {
+            logits.clear();
         }
         ended
     }

@@ -179,6 +179,10 @@ unsafe impl Lanes for Avx2 {
         _mm_storeu_si128(at.cast(), _mm_packs_epi16(low, high));
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[inline(always)]
     unsafe fn load_bytes(at: *const u8) -> I {
         [
             _mm256_loadu_si256(at.cast()),

@@ -107,6 +107,10 @@ unsafe impl Lanes for Avx512 {
         _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[inline(always)]
     unsafe fn load_bytes(at: *const u8) -> __m512i {
         _mm512_loadu_si512(at.cast())
     }

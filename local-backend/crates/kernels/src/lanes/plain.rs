@@ -123,6 +123,10 @@ unsafe impl Lanes for Plain {
             .write_unaligned(a.map(|value| value.round_ties_even() as i8));
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        let _ = at;
+    }
+    #[inline(always)]
     unsafe fn load_bytes(at: *const u8) -> [u8; 64] {
         at.cast::<[u8; 64]>().read_unaligned()
     }
