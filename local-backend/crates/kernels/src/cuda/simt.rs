@@ -41,6 +41,8 @@ struct State {
     sizes: BTreeMap<u64, usize>,
     recording: Option<Vec<Recorded>>,
     recordings: Vec<Vec<Recorded>>,
+    /// How many recordings were forgotten.
+    forgotten: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -214,6 +216,8 @@ unsafe impl Driver for Simt {
         let mut state = self.state();
         state.allocations.remove(&at);
         state.sizes.remove(&at);
+        state.forgotten += state.recordings.len();
+        state.recordings.clear();
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), CudaError> {
@@ -267,19 +271,17 @@ unsafe impl Driver for Simt {
         let mut state = self.state();
         let recording = state.recording.take().unwrap_or_default();
         state.recordings.push(recording);
-        Ok(GraphId(state.recordings.len() - 1))
+        Ok(GraphId(state.forgotten + state.recordings.len() - 1))
     }
 
-    unsafe fn replay(&self, graph: GraphId) -> Result<(), CudaError> {
+    fn replay(&self, graph: GraphId) -> Result<bool, CudaError> {
         let state = self.state();
-        let Some(launches) = state.recordings.get(graph.0) else {
-            return Err(CudaError::device("replay", "no such recording"));
+        let index = graph.0.checked_sub(state.forgotten);
+        let Some(launches) = index.and_then(|index| state.recordings.get(index)) else {
+            return Ok(false);
         };
-        launches.iter().try_for_each(|launch| self.run(&state, launch))
-    }
-
-    fn forget(&self) {
-        self.state().recordings.clear();
+        launches.iter().try_for_each(|launch| self.run(&state, launch))?;
+        Ok(true)
     }
 }
 
