@@ -234,7 +234,7 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
         .collect();
     for at in 0..arguments.generate {
         let tokens: Vec<[u32; 1]> = (0..batch).map(|sequence| [token(at, sequence)]).collect();
-        let rows: Vec<(&[u32], &[u32])> = tokens
+        let rows: Vec<Part<'_>> = tokens
             .iter()
             .zip(&blocks)
             .map(|(tokens, blocks)| (tokens.as_slice(), blocks.as_slice()))
@@ -244,7 +244,10 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
     (arguments.generate * batch) as f64 / started.elapsed().as_secs_f64()
 }
 
-fn step(backend: &mut dyn Backend, (rows, first): (&[(&[u32], &[u32])], usize), logits: &mut Vec<f32>) {
+/// The tokens and the blocks of one sequence.
+type Part<'a> = (&'a [u32], &'a [u32]);
+
+fn step(backend: &mut dyn Backend, (rows, first): (&[Part<'_>], usize), logits: &mut Vec<f32>) {
     let rows: Vec<Row<'_>> = rows
         .iter()
         .map(|(tokens, blocks)| Row {

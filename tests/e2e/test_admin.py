@@ -10,7 +10,7 @@ import urllib.request
 import openai
 import pytest
 
-from conftest import BIN, Process
+from live import BIN, Process
 
 MASTER = "an-admin-key-of-the-tests-0123456789"
 
