@@ -4,7 +4,7 @@ use crate::client::Client;
 use crate::clock;
 use crate::gateway::Gateway;
 use exchange::{Dialect, KeyHash, Refusal, RefusalKind, Surface};
-use ledger::{IpNet, Principal};
+use ledger::{IpNet, NotAccepted, Principal};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -80,9 +80,19 @@ pub(crate) async fn authenticate(gateway: &Gateway, client: &mut Client) -> Resu
     if let Some(errand) = &client.errand {
         return Ok(errand.who.clone());
     }
-    let hash = key_hash(client)?;
-    let known = gateway.ledger.authenticate(&hash, clock::unix_us());
-    let who = known.map_err(|reason| refused(reason.to_string()))?;
+    let secret = secret(client).ok_or_else(|| refused("the request carries no key".into()))?;
+    let who = if gateway.issuers.is_token(secret) {
+        let token = secret.to_owned();
+        let who = gateway.issuers.authenticate(&token, clock::unix_us()).await?;
+        if gateway.ledger.is_closed(&who.account) {
+            return Err(refused(NotAccepted::AccountDisabled.to_string()));
+        }
+        who
+    } else {
+        let hash = KeyHash(Sha256::digest(secret.as_bytes()).into());
+        let known = gateway.ledger.authenticate(&hash, clock::unix_us());
+        known.map_err(|reason| refused(reason.to_string()))?
+    };
     if !who.networks.is_empty() {
         let address = address(client, &gateway.config.trusted_proxies);
         if !who.may_come_from(address) {
@@ -95,12 +105,16 @@ pub(crate) async fn authenticate(gateway: &Gateway, client: &mut Client) -> Resu
     Ok(who)
 }
 
-/// The key of a request, as it is known here.
+/// The key of a request that will be worked on later, as it is known here.
 ///
 /// # Errors
-/// There is none.
-pub(crate) fn key_hash(client: &Client) -> Result<KeyHash, Refusal> {
+/// There is none, or a token that will have ended by then.
+pub(crate) fn key_hash(gateway: &Gateway, client: &Client) -> Result<KeyHash, Refusal> {
     let secret = secret(client).ok_or_else(|| refused("the request carries no key".into()))?;
+    if gateway.issuers.is_token(secret) {
+        let message = "a token of an identity provider ends before a job does";
+        return Err(Refusal::new(RefusalKind::PermissionDenied, message).hint("send jobs with a gateway key"));
+    }
     Ok(KeyHash(Sha256::digest(secret.as_bytes()).into()))
 }
 

@@ -21,7 +21,7 @@ mod take;
 mod vault;
 mod webhook;
 
-pub(crate) use defer::defer;
+pub(crate) use defer::{DEFER, defer};
 pub(crate) use runner::run;
 
 use crate::accept::{authenticate, dialect_of, key_hash};
@@ -92,6 +92,11 @@ impl Batch {
         Ok(times)
     }
 
+    /// The runner is to look now.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     fn flex_room(&self) -> f64 {
         f64::from(self.flex_room.load(Ordering::Relaxed)) / 1000.0
     }
@@ -147,7 +152,7 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, id: Requ
 
 async fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Visit<'a>, Refusal> {
     let who = authenticate(gateway, client).await?;
-    let key_hash = key_hash(client)?.to_hex();
+    let key_hash = key_hash(gateway, client)?.to_hex();
     let desk = Desk {
         gateway: gateway.clone(),
         who,

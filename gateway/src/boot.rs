@@ -11,6 +11,8 @@ use crate::learn;
 use crate::limits::RateLimits;
 use crate::listen::{Certificate, Listener};
 use crate::memory::Memory;
+use crate::notify;
+use crate::oidc::Issuers;
 use crate::prices::{self, Pricing, Renewal};
 use crate::records::Records;
 use crate::rules::Rulebook;
@@ -140,7 +142,6 @@ async fn serve(
         .spawn(Ledger::open(settings))
         .await?
         .context("the ledger cannot be opened")?;
-    let mut alerts = ledger.alerts();
     let batch = Batch::new(ledger.jobs(), &config.batch)?;
     let (cut_all, cut) = watch::channel(false);
     let (stop_all, stop) = watch::channel(false);
@@ -148,6 +149,7 @@ async fn serve(
     let meters = Meters::install()?;
     let running = Arc::new(());
     let limits = Arc::new(limits(&config)?);
+    let issuers = Issuers::new(&config.issuers);
     let gateway = Arc::new(Gateway {
         config,
         rules,
@@ -157,6 +159,7 @@ async fn serve(
         told: tell,
         ledger,
         batch,
+        issuers,
         limits,
         meters,
         options,
@@ -165,15 +168,9 @@ async fn serve(
     });
 
     let mut tasks = JoinSet::new();
-    if let Some(mut alerts) = alerts.take() {
-        tasks.spawn(async move {
-            while let Some(alert) = alerts.recv().await {
-                let ledger::Alert { budget, threshold, spent, limit, .. } = alert;
-                tracing::warn!(budget, threshold, %spent, %limit, "a budget has passed one of its thresholds");
-            }
-        });
-    }
     tasks.spawn(learn::keep(gateway.clone(), told, stop.clone()));
+    tasks.spawn(notify::run(gateway.clone(), stop.clone()));
+    tasks.spawn(gateway.issuers.keep_fresh(stop.clone()));
     let mut out = std::io::stdout();
     let mut certificates = Vec::new();
     for listener in listeners {

@@ -95,8 +95,17 @@ enum Command {
         #[command(flatten)]
         access: admin::Access,
     },
+    /// Jobs of a running gateway: batches, and requests that may wait.
+    Jobs {
+        #[command(subcommand)]
+        command: admin::jobs::JobsCommand,
+        #[command(flatten)]
+        access: admin::Access,
+    },
     /// Who changed what in a running gateway, when and why, the latest first.
     Audit {
+        #[command(subcommand)]
+        command: Option<AuditCommand>,
         #[command(flatten)]
         listing: admin::Listing,
         #[command(flatten)]
@@ -106,6 +115,15 @@ enum Command {
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// What ran at once and could have waited, with the money left on the table and what waiting would cost in time.
+    Batch {
+        #[command(flatten)]
+        since: admin::jobs::Since,
     },
 }
 
@@ -201,7 +219,17 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Keys { command, access } => admin::keys::run(command, access, &mut out),
         Command::Teams { command, access } => admin::teams::run(command, access, &mut out),
         Command::Budgets { command, access } => admin::budgets::run(command, access, &mut out),
-        Command::Audit { listing, access } => admin::audit::run(&listing, access, &mut out),
+        Command::Jobs { command, access } => admin::jobs::run(command, access, &mut out),
+        Command::Audit {
+            command: Some(AuditCommand::Batch { since }),
+            access,
+            ..
+        } => admin::jobs::audit(&since, access, &mut out),
+        Command::Audit {
+            command: None,
+            listing,
+            access,
+        } => admin::audit::run(&listing, access, &mut out),
         Command::Key {
             command: KeyCommand::Create,
         } => {

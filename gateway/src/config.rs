@@ -6,6 +6,7 @@
 
 pub(crate) mod batch;
 mod document;
+mod identity;
 pub(crate) mod key;
 mod mistakes;
 mod resolve;
@@ -13,7 +14,7 @@ mod secret;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use document::Document;
+pub(crate) use document::{Document, SigningAlgorithm};
 pub(crate) use mistakes::ConfigError;
 pub(crate) use secret::Secret;
 
@@ -55,7 +56,33 @@ pub(crate) struct Config {
     pub(crate) price_lists: PriceLists,
     pub(crate) unpriced_ceiling: Option<Money>,
     pub(crate) batch: batch::Batch,
+    pub(crate) webhook: Option<Webhook>,
+    pub(crate) issuers: Vec<Issuer>,
     pub(crate) log: Log,
+}
+
+/// Who is told of alerts.
+#[derive(Clone, Debug)]
+pub(crate) struct Webhook {
+    pub(crate) url: Secret,
+    pub(crate) secret: Secret,
+}
+
+/// Whose tokens are accepted, and what they say.
+#[derive(Clone, Debug)]
+pub(crate) struct Issuer {
+    pub(crate) issuer: String,
+    pub(crate) audiences: Vec<String>,
+    /// `None`: by discovery.
+    pub(crate) jwks_url: Option<String>,
+    pub(crate) algorithms: Vec<document::SigningAlgorithm>,
+    pub(crate) leeway_s: u64,
+    pub(crate) org: Option<String>,
+    pub(crate) org_claim: Option<String>,
+    pub(crate) team_claim: Option<String>,
+    pub(crate) workflow_claim: Option<String>,
+    pub(crate) user_claim: String,
+    pub(crate) grants: exchange::Grants,
 }
 
 #[derive(Clone, Debug)]

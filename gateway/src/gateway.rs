@@ -5,6 +5,7 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::limits::RateLimits;
 use crate::memory::Memory;
+use crate::oidc::Issuers;
 use crate::records::Records;
 use crate::rules::Rulebook;
 use crate::serve;
@@ -32,6 +33,7 @@ pub(crate) struct Gateway {
     pub(crate) told: mpsc::Sender<Vec<Outcome>>,
     pub(crate) ledger: Ledger,
     pub(crate) batch: Batch,
+    pub(crate) issuers: Issuers,
     pub(crate) limits: Arc<RateLimits>,
     pub(crate) meters: Meters,
     pub(crate) options: HttpServerOptions,

@@ -18,6 +18,8 @@ mod limits;
 mod listen;
 mod local;
 mod memory;
+mod notify;
+mod oidc;
 mod prices;
 mod quickstart;
 mod records;

@@ -92,11 +92,13 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: moment.unix_s,
         budget_left: Money::MAX,
     });
-    let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
-    match Box::pin(deferred).await {
-        Ok(false) => {}
-        Ok(true) => return,
-        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
+    if client.header(crate::batch::DEFER).is_some() {
+        let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
+        match Box::pin(deferred).await {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
+        }
     }
     let mut offers = rules.fleet.offers(&request.facts);
     let reserved = {

@@ -210,6 +210,41 @@ impl Meters {
     }
 }
 
+/// How jobs stand, by team.
+pub(crate) fn jobs(standing: &[ledger::Standing]) {
+    describe_gauge!("tollgate_job_items_open", "items of jobs that have not ended");
+    describe_gauge!(
+        "tollgate_job_age_seconds",
+        "since the oldest job with an open item was made"
+    );
+    describe_gauge!(
+        "tollgate_job_slack_seconds",
+        "until the earliest deadline of an open item"
+    );
+    describe_gauge!(
+        "tollgate_job_items_rescued",
+        "items answered by the synchronous tier after all, within a day"
+    );
+    describe_gauge!(
+        "tollgate_job_deadlines_missed",
+        "items that ended after their deadline, within a day"
+    );
+    describe_gauge!(
+        "tollgate_job_saved_dollars",
+        "what the batch tier has saved, within a day"
+    );
+    for team in standing {
+        let labels = [("org", team.org.clone()), ("team", team.team.clone())];
+        let seconds = |us: i64| us as f64 / 1e6;
+        gauge!("tollgate_job_items_open", &labels).set(team.open as f64);
+        gauge!("tollgate_job_age_seconds", &labels).set(seconds(team.age_us));
+        gauge!("tollgate_job_slack_seconds", &labels).set(seconds(team.slack_us));
+        gauge!("tollgate_job_items_rescued", &labels).set(team.rescued as f64);
+        gauge!("tollgate_job_deadlines_missed", &labels).set(team.missed as f64);
+        gauge!("tollgate_job_saved_dollars", &labels).set(team.saved.nanos() as f64 / 1e9);
+    }
+}
+
 /// How rate limits are shared.
 #[derive(Clone, Debug)]
 pub(crate) struct ShareMeters {

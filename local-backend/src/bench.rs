@@ -4,9 +4,10 @@
 mod peer;
 mod perplexity;
 
+use crate::device;
 use clap::{Args, ValueEnum};
 use engine::backend::{BLOCK_TOKENS, Backend, Row};
-use engine::model::{Use, load_as};
+use engine::model::{Place, Use, load_on};
 use kernels::{Isa, Pool};
 use peer::Peer;
 use std::io::Write;
@@ -17,8 +18,12 @@ use std::time::Instant;
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// A GGUF file, or a folder with safetensors.
-    #[arg(long)]
-    model: PathBuf,
+    #[arg(long, required_unless_present = "synthetic")]
+    model: Option<PathBuf>,
+    /// Instead of a file: llama-8b, qwen3-8b or smollm2-135m with weights made up on a card; -q4 or -q8 after the name quantizes
+    /// them, else they are bf16.
+    #[arg(long, conflicts_with = "model")]
+    synthetic: Option<String>,
     /// Left out: all cores.
     #[arg(long)]
     threads: Option<usize>,
@@ -48,6 +53,8 @@ pub(crate) struct Arguments {
     /// Instead of speed: the perplexity of this text, as llama.cpp's `llama-perplexity` takes it.
     #[arg(long)]
     perplexity: Option<PathBuf>,
+    #[command(flatten)]
+    device: device::Flags,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -98,6 +105,10 @@ fn median(rates: &[f64]) -> f64 {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(name) = &arguments.synthetic {
+        return device::synthetic(name, &arguments.device);
+    }
+    let path = arguments.model.clone().unwrap_or_default();
     let threads = crate::cores(arguments.threads);
     let isa = arguments.isa.map_or(Isa::best(), Isa::from).limit();
     let weights = if arguments.exact {
@@ -105,7 +116,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         Use::AsStored
     };
-    let loaded = load_as(&arguments.model, threads, weights)?;
+    let place = match arguments.device.find(threads)? {
+        Place::Cpu { threads, .. } => Place::Cpu { threads, weights },
+        card => card,
+    };
+    let loaded = load_on(&path, &place)?;
     let mut backend = loaded.backend;
     anyhow::ensure!(
         backend.info().generates,
@@ -125,7 +140,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let bandwidth = kernels::read_bandwidth(&mut Pool::new(threads))?;
     let peer = arguments.peer.as_deref().map(|program| Peer {
         program,
-        model: &arguments.model,
+        model: &path,
         threads,
     });
     let mut tests = vec![Test::new(format!("pp{}", arguments.prompt), 0)];
@@ -219,7 +234,7 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
         .collect();
     for at in 0..arguments.generate {
         let tokens: Vec<[u32; 1]> = (0..batch).map(|sequence| [token(at, sequence)]).collect();
-        let rows: Vec<(&[u32], &[u32])> = tokens
+        let rows: Vec<Part<'_>> = tokens
             .iter()
             .zip(&blocks)
             .map(|(tokens, blocks)| (tokens.as_slice(), blocks.as_slice()))
@@ -229,7 +244,10 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
     (arguments.generate * batch) as f64 / started.elapsed().as_secs_f64()
 }
 
-fn step(backend: &mut dyn Backend, (rows, first): (&[(&[u32], &[u32])], usize), logits: &mut Vec<f32>) {
+/// The tokens and the blocks of one sequence.
+type Part<'a> = (&'a [u32], &'a [u32]);
+
+fn step(backend: &mut dyn Backend, (rows, first): (&[Part<'_>], usize), logits: &mut Vec<f32>) {
     let rows: Vec<Row<'_>> = rows
         .iter()
         .map(|(tokens, blocks)| Row {

@@ -3,6 +3,7 @@
 mod api;
 mod bench;
 mod caller;
+mod device;
 mod generate;
 mod metrics;
 mod models;
@@ -68,7 +69,7 @@ struct Serve {
     /// Left out: all cores.
     #[arg(long)]
     threads: Option<usize>,
-    /// Tokens that the cache of keys and values of each model holds, over all requests.
+    /// Tokens that the cache of keys and values of each model holds, over all requests; on a card 0 takes what memory is free.
     #[arg(long)]
     kv_tokens: Option<usize>,
     /// The name to serve the first model under. Left out: the file's stem without its quantization.
@@ -80,6 +81,8 @@ struct Serve {
     /// What an hour of this machine costs, in dollars.
     #[arg(long)]
     dollars_per_hour: Option<String>,
+    #[command(flatten)]
+    device: device::Flags,
 }
 
 impl Serve {
@@ -123,7 +126,9 @@ fn cores(asked: Option<usize>) -> usize {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Serve(serve) => {
-            let settings = serve.settings()?;
+            let flags = serve.device.clone();
+            let mut settings = serve.settings()?;
+            settings.place = Some(flags.find(settings.threads)?);
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()

@@ -8,6 +8,7 @@ use crate::tools::{Format, MARKS};
 use engine::backend::ModelInfo;
 use engine::engine::{self as core, Engine, Speculation};
 use engine::grammar::Grammars;
+use engine::model::Place;
 use engine::scheduler::Limits;
 use engine::text::{ChatTemplate, Tokenizer};
 use std::path::Path;
@@ -47,7 +48,15 @@ impl Model {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         };
-        let loaded = engine::model::load(&model.path, threads)?;
+        let place = settings.place.clone().unwrap_or_else(|| Place::cpu(threads));
+        let loaded = engine::model::load_on(&model.path, &place)?;
+        let kv_tokens = match (model.kv_tokens, loaded.fitting_tokens) {
+            (0, Some(fitting)) => fitting,
+            (0, None) => {
+                anyhow::bail!("`kv_tokens` of 0 takes what memory a card has free; on the CPU say how many")
+            }
+            (asked, _) => asked,
+        };
         let tokenizer = Arc::new(loaded.tokenizer);
         let template = match &model.chat_template_file {
             None => loaded.template,
@@ -72,7 +81,7 @@ impl Model {
             Speculation::Off
         };
         let sizes = core::Settings {
-            kv_tokens: model.kv_tokens,
+            kv_tokens,
             limits: Limits {
                 running: settings.slots,
                 ..Limits::default()
@@ -80,8 +89,7 @@ impl Model {
             queue: settings.queue,
             speculation,
         };
-        let kv_bytes =
-            (model.kv_tokens.div_ceil(engine::backend::BLOCK_TOKENS) * loaded.info.block_bytes()) as u64;
+        let kv_bytes = (kv_tokens.div_ceil(engine::backend::BLOCK_TOKENS) * loaded.info.block_bytes()) as u64;
         Ok(Self {
             name,
             thinks: tokenizer.token_id("<think>").is_some() || source.contains("<think>"),

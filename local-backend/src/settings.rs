@@ -1,6 +1,7 @@
 //! What the operator says: models, limits, tenants and the price of the machine. A YAML document, and flags over it.
 
 use anyhow::{Context, bail};
+use engine::model::Place;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,6 +34,9 @@ pub(crate) struct Settings {
     pub(crate) tenants: BTreeMap<String, TenantSettings>,
     /// Guess at next tokens; answers are the same either way.
     pub(crate) speculation: bool,
+    /// Where models run, from the flags; `None`: the CPU.
+    #[serde(skip)]
+    pub(crate) place: Option<Place>,
 }
 
 /// A model that can be asked for.
@@ -93,6 +97,7 @@ impl Default for Settings {
             dollars_per_hour: "0".into(),
             tenants: BTreeMap::new(),
             speculation: true,
+            place: None,
         }
     }
 }

@@ -10,7 +10,7 @@ import urllib.request
 import openai
 import pytest
 
-from conftest import BIN, Process
+from live import BIN, Process
 
 MASTER = "an-admin-key-of-the-tests-0123456789"
 
@@ -295,6 +295,8 @@ def test_the_document_tells_what_there_is(office):
     assert status == 404 and head["content-type"] == "application/problem+json" and "openapi" in problem["hint"]
     status, problem, _ = office.call("POST", "/admin/v1/keys", {"acount": "acme"})
     assert status == 400 and "acount" in problem["detail"]
+    status, problem, _ = office.call("PATCH", "/admin/v1/budgets/acme%20month", [None, None])
+    assert status == 400 and "JSON object" in problem["detail"]
 
 
 def test_everything_is_there_after_a_restart(office):

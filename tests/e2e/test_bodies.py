@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from conftest import BIN
+from live import BIN
 
 VERSIONS = ["--http1.1", "--http2-prior-knowledge"]
 

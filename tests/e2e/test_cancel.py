@@ -9,7 +9,7 @@ import h2.connection
 import h2.errors
 import pytest
 
-from conftest import KEY
+from live import KEY
 
 # In each of four phases; 50 make the 200 hang-ups that the figures in the documents are from.
 ROUNDS = int(os.environ.get("TOLLGATE_ROUNDS", "10"))

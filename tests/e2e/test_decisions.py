@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from conftest import BIN, Process
+from live import BIN, Process
 
 KEY = "tg_a_key_for_the_decision_tests_012345"
 

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from conftest import BIN, MODEL, Process
+from live import BIN, MODEL, Process
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import io
 import subprocess
 
 import openai
-from conftest import BIN
+from live import BIN
 
 
 def export(stack, *arguments):

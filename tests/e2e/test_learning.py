@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from conftest import BIN
+from live import BIN
 from test_decisions import Desk
 
 POLICY = """

@@ -2,7 +2,7 @@
 import json
 import subprocess
 
-from conftest import BIN, MODEL
+from live import BIN, MODEL
 
 
 def test_a_few_seconds_of_everything_at_once_leave_nothing_behind():

@@ -3,7 +3,7 @@ hand: `storm --help`."""
 import re
 import subprocess
 
-from conftest import BIN
+from live import BIN
 
 
 def storm(*arguments):

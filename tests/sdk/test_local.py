@@ -13,7 +13,7 @@ import anthropic
 import openai
 import pytest
 
-from conftest import BIN, MODEL, Process
+from live import BIN, MODEL, Process
 
 NAME = "smollm2-135m-instruct"
 HELLO = [{"role": "user", "content": "What is the capital of France?"}]

@@ -15,6 +15,7 @@
 
 pub mod batchday;
 pub mod certs;
+pub mod crashes;
 pub mod fake;
 pub mod load;
 pub mod postgres;

@@ -76,8 +76,7 @@ fn named(call: &Call) -> Answer<AccountPath> {
 
 pub(super) async fn list(call: Call, query: PageQuery) -> Answer<Page<AccountView>> {
     let (rows, within) = (rows(query.limit)?, query.within(&call)?);
-    let after = query.cursor.as_deref().map(str::parse::<AccountPath>).transpose();
-    let after = after.map_err(|_| Problem::invalid("that is no cursor of this list"))?;
+    let after = query.after(|cursor| cursor.parse::<AccountPath>().ok())?;
     let found = call
         .ledger()
         .accounts(&within, after.as_ref(), one_more(rows))

@@ -1,7 +1,6 @@
 //! Alerts: thresholds of budgets that were passed, and whether the webhook has been told.
 
 use super::form::{Moment, Page, PageQuery, Path, dollars, one_more, rows};
-use super::problem::Problem;
 use super::route::{Answer, Call};
 use ledger::StoredAlert;
 use schemars::JsonSchema;
@@ -43,18 +42,21 @@ fn view(stored: StoredAlert) -> AlertView {
     }
 }
 
+/// An alert as the admin API shows it.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub(crate) fn alert_document(stored: StoredAlert) -> serde_json::Result<serde_json::Value> {
+    serde_json::to_value(view(stored))
+}
+
 pub(super) async fn list(call: Call, query: PageQuery) -> Answer<Page<AlertView>> {
     let (rows, within) = (rows(query.limit)?, query.within(&call)?);
-    let after = query.cursor.as_deref().map(|cursor| {
+    let after = query.after(|cursor| {
         let (raised, named) = cursor.split_once(' ')?;
         let (threshold, budget) = named.split_once(' ')?;
         Some((raised.parse().ok()?, threshold.parse().ok()?, budget.to_owned()))
-    });
-    let after = match after {
-        Some(None) => return Err(Problem::invalid("that is no cursor of this list")),
-        Some(Some(after)) => Some(after),
-        None => None,
-    };
+    })?;
     let found = call.ledger().raised(&within, after, one_more(rows)).await?;
     let cursor = |stored: &StoredAlert| {
         let alert = &stored.alert;

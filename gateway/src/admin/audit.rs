@@ -1,7 +1,6 @@
 //! The audit trail: who changed what, when and why.
 
 use super::form::{Moment, Page, PageQuery, one_more, rows};
-use super::problem::Problem;
 use super::route::{Answer, Call};
 use ledger::AuditEntry;
 use schemars::JsonSchema;
@@ -46,8 +45,7 @@ fn view(entry: AuditEntry) -> EntryView {
 
 pub(super) async fn list(call: Call, query: PageQuery) -> Answer<Page<EntryView>> {
     let (rows, within) = (rows(query.limit)?, query.within(&call)?);
-    let before = query.cursor.as_deref().map_or(Ok(i64::MAX), str::parse::<i64>);
-    let before = before.map_err(|_| Problem::invalid("that is no cursor of this list"))?;
+    let before = query.after(|cursor| cursor.parse().ok())?.unwrap_or(i64::MAX);
     let found = call.ledger().audit(&within, before, one_more(rows)).await?;
     Ok(Page::of(found, rows, |entry| entry.id.to_string(), view))
 }

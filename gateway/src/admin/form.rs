@@ -78,7 +78,7 @@ impl JsonSchema for Path {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "type": "string", "examples": ["acme", "acme/search", "acme/search/nightly", "acme/search/-/ci"],
+            "type": "string", "pattern": "^[^/]+(/[^/]+){0,3}$", "examples": ["acme", "acme/search", "acme/search/nightly", "acme/search/-/ci"],
             "description": "org/team/workflow/key, with `-` for a level in between that is absent.",
         })
     }
@@ -120,8 +120,31 @@ impl PageQuery {
         call.who.sees(self.account.as_ref().map(|path| &path.0))
     }
 
+    /// Empty: from the first row on.
     pub(super) fn cursor(&self) -> &str {
         self.cursor.as_deref().unwrap_or("")
+    }
+
+    /// `None`: from the first row on.
+    ///
+    /// # Errors
+    /// It is not one of this list.
+    pub(super) fn after<T>(&self, read: impl FnOnce(&str) -> Option<T>) -> Answer<Option<T>> {
+        after(self.cursor.as_deref(), read)
+    }
+}
+
+/// What a cursor stands for; `None`: from the first row on.
+///
+/// # Errors
+/// It is not one of this list.
+pub(super) fn after<T>(cursor: Option<&str>, read: impl FnOnce(&str) -> Option<T>) -> Answer<Option<T>> {
+    match cursor {
+        None | Some("") => Ok(None),
+        Some(cursor) => match read(cursor) {
+            Some(after) => Ok(Some(after)),
+            None => Err(Problem::invalid("that is no cursor of this list")),
+        },
     }
 }
 

@@ -105,6 +105,7 @@ pub(super) struct NewKey {
     #[serde(default)]
     account: Option<Path>,
     /// Unique in its account.
+    #[schemars(length(min = 1), regex(pattern = "^[^/]+$"))]
     name: String,
     #[serde(default)]
     role: KeyRole,

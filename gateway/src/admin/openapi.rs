@@ -63,7 +63,7 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         operation["requestBody"] = json!({ "content": { (route.media): { "schema": input } } });
         if route.method == http::Method::POST {
             parameters.push(json!({
-                "name": "Idempotency-Key", "in": "header", "schema": { "type": "string", "maxLength": 200 },
+                "name": "Idempotency-Key", "in": "header", "schema": { "type": "string", "minLength": 1, "maxLength": 200 },
             }));
         }
     } else {

@@ -1,6 +1,6 @@
 //! Requests as the ledger has them.
 
-use super::form::{Moment, Nothing, Page, Path, dollars, one_more, rows};
+use super::form::{Moment, Nothing, Page, Path, after, dollars, one_more, rows};
 use super::problem::Problem;
 use super::route::{Answer, Call};
 use exchange::{AccountPath, RequestId};
@@ -148,8 +148,7 @@ pub(super) async fn list(call: Call, query: RequestQuery) -> Answer<Page<Summary
     let rows = rows(query.limit)?;
     let within = call.who.sees(query.account.as_ref().map(|path| &path.0))?;
     let range = range(&call, (query.from, query.to), BACK_US)?;
-    let before = query.cursor.as_deref().map(Uuid::parse_str).transpose();
-    let before = before.map_err(|_| Problem::invalid("that is no cursor of this list"))?;
+    let before = after(query.cursor.as_deref(), |cursor| Uuid::parse_str(cursor).ok())?;
     call.ledger().flush().await;
     let page = (before.map(RequestId), one_more(rows));
     let found = call.ledger().requests(&within, range, page).await?;

@@ -75,7 +75,12 @@ impl<T: DeserializeOwned + JsonSchema> Input for T {
             Raw::Query(query) => serde_urlencoded::from_str(query)
                 .map_err(|error| Problem::invalid(format!("the query cannot be read: {error}"))),
             Raw::Body(body) => {
-                let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+                let body: &[u8] = match body.trim_ascii() {
+                    [] => b"{}",
+                    // A list would be taken for the fields in their order.
+                    [b'{', ..] => body,
+                    _ => return Err(Problem::invalid("the body is not a JSON object")),
+                };
                 serde_json::from_slice(body)
                     .map_err(|error| Problem::invalid(format!("the body cannot be read: {error}")))
             }

@@ -2,7 +2,7 @@
 
 use super::route::Route;
 use super::visitor::May::{Administer, Change, Read};
-use super::{accounts, alerts, audit, budgets, keys, openapi, policies, requests, usage};
+use super::{accounts, alerts, audit, budgets, jobs, keys, openapi, policies, requests, usage};
 
 #[rustfmt::skip]
 pub(super) fn routes() -> Vec<Route> {
@@ -30,6 +30,11 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/admin/v1/usage", "Sum spend and tokens", Read, usage::read),
         Route::get("/admin/v1/alerts", "List alerts, the latest first", Read, alerts::list),
         Route::get("/admin/v1/audit", "List changes, the latest first", Read, audit::list),
+        Route::get("/admin/v1/audit/batch", "What ran at once and could have waited, with the money left on the table", Read, jobs::audit),
+        Route::get("/admin/v1/jobs", "List jobs, the latest first", Read, jobs::list),
+        Route::get("/admin/v1/jobs/{id}", "Read a job", Read, jobs::read),
+        Route::post("/admin/v1/jobs/{id}/cancel", "Cancel what of a job is not answered", Change, jobs::cancel),
+        Route::post("/admin/v1/jobs/{id}/rescue", "Answer at once what of a job waits for a batch", Change, jobs::rescue),
         Route::get("/admin/v1/policies", "Read the policy in force", Read, policies::read),
         Route::post("/admin/v1/policies", "Put another policy in force, if it is sound", Administer, policies::put),
     ]

@@ -165,8 +165,8 @@ pub(super) fn item(
     })
 }
 
-/// Whoever holds the key that made a job, if it is still good.
+/// Whoever holds the key that made a job, if it is still good: rotated since, it is.
 pub(super) fn holder(gateway: &Gateway, key_hash: &str) -> Option<Arc<Principal>> {
     let hash = exchange::KeyHash::from_hex(key_hash)?;
-    gateway.ledger.authenticate(&hash, clock::unix_us()).ok()
+    gateway.ledger.holder(&hash, clock::unix_us()).ok()
 }

@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// The header by which a caller agrees to wait.
+pub(crate) const DEFER: &str = "x-tollgate-defer";
 /// The deadline of a request that may wait and names none.
 const DAY_US: i64 = 24 * 3_600_000_000;
 
@@ -57,7 +59,7 @@ pub(crate) async fn defer(
     let desk = Desk {
         gateway: gateway.clone(),
         who: who.clone(),
-        key_hash: key_hash(client)?.to_hex(),
+        key_hash: key_hash(gateway, client)?.to_hex(),
     };
     let micros = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
     let asked = Asked {
@@ -82,7 +84,7 @@ pub(crate) async fn defer(
 }
 
 fn agreed(client: &Client) -> Result<Option<How>, Refusal> {
-    match client.header("x-tollgate-defer") {
+    match client.header(DEFER) {
         None => Ok(None),
         Some("wait") => Ok(Some(How::Wait)),
         Some("accept") => Ok(Some(How::Accept)),

@@ -235,7 +235,7 @@ async fn events(visit: &mut Visit<'_>, mut job: Job) -> Result<Reply, Refusal> {
     let mut told = Value::Null;
     loop {
         let shown = object(&visit.desk, &job).await?;
-        let event = if shown["status"] == told {
+        let event = if shown["status"] == told && job.ended_us == 0 {
             // A comment, so that proxies keep the connection and a caller that has gone is noticed.
             Bytes::from_static(b": waiting\n\n")
         } else {

@@ -8,6 +8,7 @@ use super::pack::{self, LEASE_US, open, seal};
 use super::{take, webhook};
 use crate::clock;
 use crate::gateway::Gateway;
+use crate::telemetry;
 use ::batch::{Caps, Pending, Summary, Way, cut, flush};
 use bytes::Bytes;
 use exchange::{Dialect, Money, ServiceTier};
@@ -296,6 +297,7 @@ async fn upkeep(gateway: &Arc<Gateway>) -> Result<(), StoreError> {
         gateway.ledger.release_job(&job).await?;
     }
     gateway.batch.jobs.purge(PACKS_KEPT_US).await?;
+    telemetry::jobs(&gateway.batch.jobs.standing().await?);
     gateway.batch.vault.sweep();
     Ok(())
 }

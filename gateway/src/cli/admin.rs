@@ -2,6 +2,7 @@
 
 pub(super) mod audit;
 pub(super) mod budgets;
+pub(super) mod jobs;
 pub(super) mod keys;
 mod table;
 pub(super) mod teams;

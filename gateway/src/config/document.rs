@@ -40,6 +40,9 @@ pub(crate) struct Document {
     pub(super) batch: Batch,
     /// Lets models without a price run, each request held at and charged this much. Left out: they are refused.
     pub(super) unpriced_ceiling_dollars: Option<Dollars>,
+    pub(super) alerts: Alerts,
+    /// Identity providers whose tokens callers may send in place of a key.
+    pub(super) oidc: Vec<Issuer>,
     pub(super) log: Log,
 }
 
@@ -64,6 +67,8 @@ impl Default for Document {
             price_lists: PriceLists::default(),
             batch: Batch::default(),
             unpriced_ceiling_dollars: None,
+            alerts: Alerts::default(),
+            oidc: Vec::new(),
             log: Log::default(),
         }
     }
@@ -463,6 +468,82 @@ pub(crate) struct PriceLists {
     pub(super) litellm: Option<String>,
     /// A newer `data.json` (version 2) of genai-prices. Left out: the list that is built in.
     pub(super) genai_prices: Option<String>,
+}
+
+/// Who is told of budgets that have passed a threshold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Alerts {
+    /// Where alerts are sent with POST, or `env:NAME` or `file:PATH` that hold it. Left out: they are in the log, and in the
+    /// admin API.
+    pub(super) webhook_url: Option<String>,
+    /// `env:NAME` or `file:PATH`: what they are signed with, as Standard Webhooks has it (`whsec_` and base64, or plain text).
+    pub(super) secret: Option<String>,
+}
+
+/// An identity provider (OpenID Connect).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Issuer {
+    /// As tokens name it in `iss`; its keys are found by discovery from it.
+    pub(super) issuer: String,
+    /// A token must be for one of these.
+    pub(super) audiences: Vec<String>,
+    /// Where its keys are, in place of discovery.
+    #[serde(default)]
+    pub(super) jwks_url: Option<String>,
+    /// How tokens may be signed.
+    #[serde(default = "algorithms")]
+    pub(super) algorithms: Vec<SigningAlgorithm>,
+    /// How far clocks may differ.
+    #[serde(default = "leeway_s")]
+    pub(super) leeway_s: u64,
+    /// The organisation of all its tokens; or else `org_claim`.
+    #[serde(default)]
+    pub(super) org: Option<String>,
+    /// The claim that names the organisation. A dot goes into an object: `realm.team`.
+    #[serde(default)]
+    pub(super) org_claim: Option<String>,
+    /// The claim that names the team. Left out: no team.
+    #[serde(default)]
+    pub(super) team_claim: Option<String>,
+    /// The claim that names the workflow. Left out: none.
+    #[serde(default)]
+    pub(super) workflow_claim: Option<String>,
+    /// The claim that stands where a key's name does.
+    #[serde(default = "user_claim")]
+    pub(super) user_claim: String,
+    /// Models its tokens may use; a name may end in `*`. Left out: all.
+    #[serde(default)]
+    pub(super) models: Vec<String>,
+    /// Backend classes its tokens may reach. Left out: all.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) classes: Vec<exchange::BackendClass>,
+}
+
+fn algorithms() -> Vec<SigningAlgorithm> {
+    vec![SigningAlgorithm::RS256, SigningAlgorithm::ES256]
+}
+const fn leeway_s() -> u64 {
+    30
+}
+fn user_claim() -> String {
+    "sub".into()
+}
+
+/// With a private key alone: whoever can check a signature cannot make one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum SigningAlgorithm {
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    EdDSA,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@
 //! Invariants: goes on after a mistake; what it returns is only used if there was none.
 
 use super::document::{self, Document};
+use super::identity;
 use super::mistakes::Mistakes;
 use super::{
     Admin, BaseUrl, Breaker, Config, Limits, Listen, Log, PriceLists, Provider, Redis, Secret, TlsFiles,
@@ -66,6 +67,8 @@ impl Document {
             price_lists,
             batch: self.batch.resolve(folder, mistakes),
             unpriced_ceiling,
+            webhook: self.alerts.resolve(folder, mistakes),
+            issuers: identity::issuers(&self.oidc, mistakes),
             log: Log {
                 filter: self.log.filter.clone(),
                 json: self.log.json,

@@ -184,8 +184,9 @@ fn resident_kib() -> u64 {
 }
 
 fn id(number: u64, now_us: i64) -> RequestId {
+    // Clear of the bits that a UUID has for its version and variant: an id that comes again is no new row.
     let mut tail = [0; 10];
-    tail[..8].copy_from_slice(&number.to_le_bytes());
+    tail[3..].copy_from_slice(&number.to_be_bytes()[1..]);
     RequestId::new((now_us / 1000).unsigned_abs(), tail)
 }
 
@@ -245,7 +246,7 @@ async fn burst(ledger: &Ledger, all: &[Arc<Principal>], times: u64) {
 }
 
 /// A steady load. Fails if it could not be kept up, if settlements pile up, or if memory grows after the first quarter.
-async fn steady(ledger: &Ledger, all: &[Arc<Principal>], (rate, seconds): (u64, u64)) -> bool {
+async fn steady(ledger: &Ledger, all: &[Arc<Principal>], (rate, seconds): (u64, u64), away: u64) -> bool {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_millis(10));
     let (mut number, mut told, mut after_warmup, mut deepest) = (0, 0, 0, 0);
@@ -286,7 +287,19 @@ async fn steady(ledger: &Ledger, all: &[Arc<Principal>], (rate, seconds): (u64, 
         "resident memory after the first quarter: {:+.1} %",
         growth * 100.0
     );
-    reached >= rate as f64 * 0.99 && deepest < rate * 2 && growth < 0.05
+    // What waits while the store is away takes memory.
+    reached >= rate as f64 * 0.99 && (away > 0 || deepest < rate * 2 && growth < 0.05)
+}
+
+/// Takes the server away for a while, if that is wanted.
+fn absent(mut server: Postgres, calm: Duration, away: Duration) -> Postgres {
+    if !away.is_zero() {
+        std::thread::sleep(calm);
+        server.kill();
+        std::thread::sleep(away);
+        server.start_again();
+    }
+    server
 }
 
 #[derive(Parser)]
@@ -298,6 +311,9 @@ struct Arguments {
     rate: Option<u64>,
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Postgres is killed after a quarter of the steady load and stays away for so many seconds.
+    #[arg(long, default_value_t = 0)]
+    away: u64,
     /// Requests in a round, without a rate.
     #[arg(long, default_value_t = 10_000)]
     times: u64,
@@ -339,14 +355,27 @@ async fn main() -> std::process::ExitCode {
         .iter()
         .map(|key| ledger.authenticate(key, now_us()).unwrap())
         .collect();
+    let absence = server.map(|server| {
+        let (calm, away) = (
+            Duration::from_secs(arguments.seconds / 4),
+            Duration::from_secs(arguments.away),
+        );
+        std::thread::spawn(move || absent(server, calm, away))
+    });
     let kept = match arguments.rate {
-        Some(rate) => steady(&ledger, &all, (rate, arguments.seconds)).await,
+        Some(rate) => steady(&ledger, &all, (rate, arguments.seconds), arguments.away).await,
         None => {
             burst(&ledger, &all, arguments.times).await;
             true
         }
     };
     ledger.close().await;
+    if let Some(server) = absence.map(|absence| absence.join().unwrap()) {
+        println!(
+            "rows in Postgres               {:>8}",
+            server.query("tollgate", "SELECT count(*) FROM requests")
+        );
+    }
     bookkeeping.shutdown_background();
     if kept {
         std::process::ExitCode::SUCCESS

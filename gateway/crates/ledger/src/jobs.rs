@@ -207,6 +207,47 @@ pub struct Pool {
     pub now_us: i64,
 }
 
+/// How a team's jobs stand.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    pub org: String,
+    pub team: String,
+    pub open: i64,
+    /// Within a day, as for the next five.
+    pub ended: i64,
+    pub rescued: i64,
+    pub missed: i64,
+    pub charge: Money,
+    pub saved: Money,
+    /// Since the oldest that is open was made.
+    pub age_us: i64,
+    /// Until the earliest deadline of what is open.
+    pub slack_us: i64,
+}
+
+/// Requests that were answered at once and could have waited.
+#[derive(Clone, Debug)]
+pub struct Waitable {
+    pub org: String,
+    pub team: String,
+    pub workflow: String,
+    pub provider: String,
+    pub model: String,
+    /// The latency tier that they had.
+    pub latency: String,
+    pub requests: i64,
+    pub charge: Money,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    /// What an answer took.
+    pub latency_us: i64,
+    /// Hours of the day in which they came, and days.
+    pub hours: i64,
+    pub days: i64,
+    /// What a batch takes, where one has been seen.
+    pub batch_us: Option<i64>,
+}
+
 /// A pack's row.
 #[derive(Clone, Debug)]
 pub struct Pack {

@@ -158,8 +158,21 @@ struct Entry {
     id: Arc<str>,
     role: Role,
     principal: Arc<Principal>,
+    /// When the secret ends.
     until_us: i64,
+    /// When the key does.
+    key_until_us: i64,
     disabled: bool,
+}
+
+impl Entry {
+    fn caller(self) -> Result<Arc<Principal>, NotAccepted> {
+        if self.role == Role::Caller {
+            Ok(self.principal)
+        } else {
+            Err(NotAccepted::OtherRole)
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -189,6 +202,7 @@ impl Keyring {
                     networks: key.networks.clone(),
                 }),
                 until_us: i64::MAX,
+                key_until_us: i64::MAX,
                 disabled: key.disabled,
             };
             index.by_hash.insert(key.hash, entry);
@@ -198,12 +212,17 @@ impl Keyring {
         }
     }
 
-    fn find(&self, hash: &KeyHash, now_us: i64) -> Result<Entry, NotAccepted> {
+    fn find(
+        &self,
+        hash: &KeyHash,
+        now_us: i64,
+        until_us: impl FnOnce(&Entry) -> i64,
+    ) -> Result<Entry, NotAccepted> {
         let index = self.index.load();
         let entry = index.by_hash.get(hash).ok_or(NotAccepted::Unknown)?;
         if entry.disabled {
             Err(NotAccepted::Disabled)
-        } else if now_us >= entry.until_us {
+        } else if now_us >= until_us(entry) {
             Err(NotAccepted::Expired)
         } else if index.is_closed(&entry.principal.account) {
             Err(NotAccepted::AccountDisabled)
@@ -213,16 +232,15 @@ impl Keyring {
     }
 
     pub(crate) fn caller(&self, hash: &KeyHash, now_us: i64) -> Result<Arc<Principal>, NotAccepted> {
-        let found = self.find(hash, now_us)?;
-        if found.role == Role::Caller {
-            Ok(found.principal)
-        } else {
-            Err(NotAccepted::OtherRole)
-        }
+        self.find(hash, now_us, |entry| entry.until_us)?.caller()
+    }
+
+    pub(crate) fn holder(&self, hash: &KeyHash, now_us: i64) -> Result<Arc<Principal>, NotAccepted> {
+        self.find(hash, now_us, |entry| entry.key_until_us)?.caller()
     }
 
     pub(crate) fn operator(&self, hash: &KeyHash, now_us: i64) -> Result<Operator, NotAccepted> {
-        let found = self.find(hash, now_us)?;
+        let found = self.find(hash, now_us, |entry| entry.until_us)?;
         if found.role == Role::Caller {
             return Err(NotAccepted::OtherRole);
         }
@@ -283,6 +301,7 @@ impl Index {
                 .unwrap_or(never)
                 .min(key.expires_us.unwrap_or(never));
             let entry = Entry {
+                key_until_us: key.expires_us.unwrap_or(never),
                 id: key.id.clone(),
                 role: key.role,
                 principal: principal.clone(),
@@ -338,6 +357,9 @@ mod tests {
         assert_eq!((ask(1, 499), ask(1, 500)), (Ok(()), Err(NotAccepted::Expired)));
         assert_eq!((ask(2, 999), ask(2, 1000)), (Ok(()), Err(NotAccepted::Expired)));
         assert_eq!(ask(3, 0), Err(NotAccepted::Unknown));
+        // What was left with the old secret is still its holder's, while the key lives.
+        let left = |now| ring.holder(&KeyHash([1; 32]), now).map(drop);
+        assert_eq!((left(999), left(1000)), (Ok(()), Err(NotAccepted::Expired)));
         assert!(ring.operator(&KeyHash([2; 32]), 0).is_err());
     }
 

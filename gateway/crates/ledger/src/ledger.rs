@@ -202,6 +202,14 @@ impl Ledger {
         self.0.keyring.caller(hash, now_unix_us)
     }
 
+    /// Who holds the key that something was left with earlier: its secret may have been replaced since.
+    ///
+    /// # Errors
+    /// Nobody does, or the key is no longer accepted.
+    pub fn holder(&self, hash: &KeyHash, now_unix_us: i64) -> Result<Arc<Principal>, NotAccepted> {
+        self.0.keyring.holder(hash, now_unix_us)
+    }
+
     /// Who holds the key, which is for the admin API.
     ///
     /// # Errors

@@ -24,7 +24,9 @@ mod writer;
 pub use books::Balance;
 pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 pub use ipnet::IpNet;
-pub use jobs::{ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, StoredItem, Tally};
+pub use jobs::{
+    ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, Standing, StoredItem, Tally, Waitable,
+};
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 /// Settlements that may wait for the store. Beyond it no more money is given out: every one of them is in the journal,
 /// but a gateway that can no longer tell what it spent has no business spending. At 5,000 a second they last for 80 s and
-/// take half a gigabyte.
+/// take 0.4 GB.
 const BACKLOG: usize = 400_000;
 /// Settlements per transaction.
 const BATCH: usize = 2_000;

@@ -180,6 +180,26 @@ async fn what_is_settled_is_spent_stored_and_remembered() {
 }
 
 #[tokio::test]
+async fn refusals_starvation_and_overspend_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ledger, who) = open(folder.path(), Money::from_nanos(1000)).await;
+    let mut held = ledger.reserve(&who, id(1), ask(600)).await.unwrap();
+    held.begin_attempt(intent()).await.unwrap();
+    // Nothing is spent yet: whoever is refused now starves.
+    ledger.reserve(&who, id(2), ask(600)).await.unwrap_err();
+    held.settle(record(id(1), 950));
+    ledger.reserve(&who, id(3), ask(600)).await.unwrap_err();
+    let mut last = ledger.reserve(&who, id(4), ask(50)).await.unwrap();
+    last.begin_attempt(intent()).await.unwrap();
+    last.settle(record(id(4), 80));
+    ledger.flush().await;
+    let counts = ledger.counts();
+    assert_eq!((counts.refused, counts.starved), (2, 1));
+    assert_eq!((counts.overspent, counts.waiting), (Money::from_nanos(30), 0));
+    assert!(!counts.is_away);
+}
+
+#[tokio::test]
 async fn a_partial_grant_is_extended_while_there_is_money() {
     let folder = tempfile::tempdir().unwrap();
     let (ledger, who) = open(folder.path(), Money::from_nanos(100)).await;

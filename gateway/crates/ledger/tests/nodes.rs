@@ -1,6 +1,6 @@
 //! What one node's administrator does is in force on every node within seconds.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use exchange::{AccountPath, Grants, KeyHash, Money, RequestId};
 use ledger::{

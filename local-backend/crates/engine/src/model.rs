@@ -2,7 +2,9 @@
 
 mod arch;
 mod cpu;
+pub mod cuda;
 mod gguf;
+mod place;
 mod safetensors;
 mod source;
 mod weights;
@@ -15,6 +17,8 @@ use serde_json::Value;
 use source::Source;
 use std::path::Path;
 
+pub use place::{CudaSettings, Device, Place, Precision, find};
+
 /// A model, ready to run.
 pub struct Loaded {
     pub backend: Box<dyn Backend>,
@@ -22,6 +26,8 @@ pub struct Loaded {
     /// Absent in base models.
     pub template: Option<ChatTemplate>,
     pub info: ModelInfo,
+    /// Tokens that a cache may hold in what memory is free; told by a GPU.
+    pub fitting_tokens: Option<usize>,
 }
 
 /// The file is not a model that can be run here.
@@ -67,19 +73,19 @@ pub enum Use {
     AsFloats,
 }
 
-/// Loads a model for the CPU: a GGUF file, or a folder (or a `.safetensors` file in one) in Hugging Face's layout.
+/// [`load_on`] the CPU, with weights as they are stored.
+///
+/// # Errors
+/// As there.
+pub fn load(path: &Path, threads: usize) -> Result<Loaded, LoadError> {
+    load_on(path, &Place::cpu(threads))
+}
+
+/// Loads a model: a GGUF file, or a folder (or a `.safetensors` file in one) in Hugging Face's layout.
 ///
 /// # Errors
 /// The file is missing, broken, or of a kind not known here.
-pub fn load(path: &Path, threads: usize) -> Result<Loaded, LoadError> {
-    load_as(path, threads, Use::AsStored)
-}
-
-/// [`load`], with a choice.
-///
-/// # Errors
-/// As [`load`].
-pub fn load_as(path: &Path, threads: usize, weights: Use) -> Result<Loaded, LoadError> {
+pub fn load_on(path: &Path, place: &Place) -> Result<Loaded, LoadError> {
     let shown = path.display().to_string();
     let is_folder = path.is_dir() || path.extension().is_some_and(|end| end == "safetensors");
     let unusable = |problem| LoadError::Unusable {
@@ -104,14 +110,10 @@ pub fn load_as(path: &Path, threads: usize, weights: Use) -> Result<Loaded, Load
         };
         (Source::Gguf(gguf), about)
     };
-    assemble(path, (source, about), (threads, weights)).map_err(unusable)
+    assemble(path, (source, about), place).map_err(unusable)
 }
 
-fn assemble(
-    path: &Path,
-    (source, about): (Source, About),
-    (threads, weights): (usize, Use),
-) -> Result<Loaded, String> {
+fn assemble(path: &Path, (source, about): (Source, About), place: &Place) -> Result<Loaded, String> {
     let template = about
         .template
         .map(|source| ChatTemplate::new(&source))
@@ -135,13 +137,26 @@ fn assemble(
         eos,
         ..ModelInfo::default()
     };
-    let model = cpu::Model::new(source, info, (threads, weights))?;
-    let info = model.info().clone();
+    let mut fitting_tokens = None;
+    let backend: Box<dyn Backend> = match place {
+        Place::Cpu { threads, weights } => Box::new(cpu::Model::new(source, info, (*threads, *weights))?),
+        Place::Cuda {
+            driver,
+            precision,
+            capacity,
+        } => {
+            let model = cuda::Model::new(&source, info, (driver, *precision), *capacity)?;
+            fitting_tokens = Some(model.blocks_that_fit() * crate::backend::BLOCK_TOKENS);
+            Box::new(model)
+        }
+    };
+    let info = backend.info().clone();
     Ok(Loaded {
-        backend: Box::new(model),
+        backend,
         tokenizer,
         template,
         info,
+        fitting_tokens,
     })
 }
 

@@ -15,6 +15,8 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// For at least so many blocks on a multiprocessor: where the compiler, left alone, spills to have more.
+#define KERNEL_AT_LEAST(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
 #define REGISTER(name)
 

@@ -151,7 +151,7 @@ DEVICE u32 pick(const float* weights, u32 vocabulary, float share, u32 otherwise
   return *chosen;
 }
 
-KERNEL(512) sample(SampleArgs args) {
+KERNEL_AT_LEAST(512, 2) sample(SampleArgs args) {
   const u64 row = blockIdx.x;
   const float* logits = args.logits + row * args.vocabulary;
   float* weights = args.weights + row * args.vocabulary;

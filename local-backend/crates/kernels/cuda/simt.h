@@ -26,6 +26,7 @@ typedef unsigned long long u64;
 #define __shared__
 #define DEVICE static inline
 #define KERNEL(threads) static void
+#define KERNEL_AT_LEAST(threads, blocks) static void
 struct alignas(8) uint2 { u32 x, y; };
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };

@@ -667,15 +667,21 @@ fn single_queries_do_not_depend_on_how_a_prompt_is_cut() {
         sequences: &[(0, 40)],
     };
     let plain = Plain::new(&case);
+    let all = 0..40;
     for singles in [Singles::All, Singles::Lone] {
         let mut whole = Device::new(&case, &plain, ops(Order::Forwards, Precision::Invariant));
-        let whole = whole.step(&case, &plain, &[0..40], singles).remove(0);
+        let whole = whole
+            .step(&case, &plain, std::slice::from_ref(&all), singles)
+            .remove(0);
         let mut cut = Device::new(&case, &plain, ops(Order::Forwards, Precision::Invariant));
         // With the prefill kernel no chunk of one token: that would be the other kernel's.
         let chunks = [0..13, 13..15, 15..40];
         let chunks: Vec<f32> = chunks
             .into_iter()
-            .flat_map(|range| cut.step(&case, &plain, &[range], singles).remove(0))
+            .flat_map(|range| {
+                cut.step(&case, &plain, std::slice::from_ref(&range), singles)
+                    .remove(0)
+            })
             .collect();
         assert_eq!(whole, chunks, "{singles:?}");
     }

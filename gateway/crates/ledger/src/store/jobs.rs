@@ -4,6 +4,7 @@
 //! ends the item; whoever works on a pack or an item holds it for a limited time, by the database's clock.
 
 mod pack;
+mod report;
 mod row;
 mod settle;
 

@@ -52,6 +52,8 @@ pub(super) struct Config {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
+    /// Inside of the feed-forward layers; what the file's tensors say, 0 until they are looked at.
+    pub(super) feed: usize,
     pub(super) context: usize,
     pub(super) epsilon: f32,
     /// Norms with mean and bias instead of root mean square alone.
@@ -92,6 +94,7 @@ impl Config {
             heads: 0,
             kv_heads: 0,
             head_dim: 0,
+            feed: 0,
             context: 2048,
             epsilon: 1e-5,
             has_layer_norm: false,

@@ -126,6 +126,14 @@ impl Batch {
         self.singles
     }
 
+    /// The first `count` token ids as they are on the device now: after a sampling, those chosen.
+    ///
+    /// # Errors
+    /// There are not so many, or the device refuses.
+    pub fn chosen(&self, count: usize) -> Result<Vec<u32>, CudaError> {
+        self.tokens.read(count)
+    }
+
     pub(super) fn tile_count(&self) -> usize {
         self.tile_count
     }

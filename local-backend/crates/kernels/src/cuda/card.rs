@@ -19,6 +19,13 @@ fn failed(what: &str) -> impl Fn(result::DriverError) -> CudaError + '_ {
     }
 }
 
+/// Recordings since memory was last freed, and how many there were before.
+#[derive(Default)]
+struct Graphs {
+    forgotten: usize,
+    all: Vec<(sys::CUgraph, sys::CUgraphExec)>,
+}
+
 /// A card with its kernels loaded and one stream of work.
 pub struct Card {
     device: sys::CUdevice,
@@ -27,7 +34,7 @@ pub struct Card {
     functions: HashMap<&'static str, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     facts: Facts,
-    graphs: Mutex<Vec<(sys::CUgraph, sys::CUgraphExec)>>,
+    graphs: Mutex<Graphs>,
     library: Option<gemm::Library>,
 }
 
@@ -134,7 +141,23 @@ impl Card {
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("entering the card's context"))
     }
 
-    fn graphs(&self) -> MutexGuard<'_, Vec<(sys::CUgraph, sys::CUgraphExec)>> {
+    /// Forgets every recording, once the work that uses them is done.
+    fn forget(&self) {
+        let mut graphs = self.graphs();
+        if graphs.all.is_empty() || self.synchronize().is_err() {
+            return;
+        }
+        graphs.forgotten += graphs.all.len();
+        for (graph, runnable) in graphs.all.drain(..) {
+            // SAFETY: made by the driver and destroyed only here. Nothing can be done about an error.
+            unsafe {
+                let _ = result::graph::exec_destroy(runnable);
+                let _ = result::graph::destroy(graph);
+            }
+        }
+    }
+
+    fn graphs(&self) -> MutexGuard<'_, Graphs> {
         self.graphs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -183,6 +206,7 @@ unsafe impl Driver for Card {
     }
 
     unsafe fn free(&self, at: u64) {
+        self.forget();
         if self.enter().is_ok() {
             // SAFETY: the caller's promise; freeing waits for work that may use it. Nothing can be done about an error.
             let _ = unsafe { result::free_sync(at) };
@@ -257,30 +281,20 @@ unsafe impl Driver for Card {
             (graph, runnable)
         };
         let mut graphs = self.graphs();
-        graphs.push((graph, runnable));
-        Ok(GraphId(graphs.len() - 1))
+        graphs.all.push((graph, runnable));
+        Ok(GraphId(graphs.forgotten + graphs.all.len() - 1))
     }
 
-    unsafe fn replay(&self, graph: GraphId) -> Result<(), CudaError> {
+    fn replay(&self, graph: GraphId) -> Result<bool, CudaError> {
         self.enter()?;
-        let Some((_, runnable)) = self.graphs().get(graph.0).copied() else {
-            return Err(CudaError::device("replay", "no such recording"));
+        let graphs = self.graphs();
+        let index = graph.0.checked_sub(graphs.forgotten);
+        let Some((_, runnable)) = index.and_then(|index| graphs.all.get(index)) else {
+            return Ok(false);
         };
-        // SAFETY: the caller's promise about memory; the graph is kept until `forget`.
-        unsafe { result::graph::launch(runnable, self.stream) }.map_err(failed("a graph"))
-    }
-
-    fn forget(&self) {
-        if self.enter().is_err() {
-            return;
-        }
-        for (graph, runnable) in self.graphs().drain(..) {
-            // SAFETY: made by the driver and destroyed only here. Nothing can be done about an error.
-            unsafe {
-                let _ = result::graph::exec_destroy(runnable);
-                let _ = result::graph::destroy(graph);
-            }
-        }
+        // SAFETY: the graph is kept until `forget`, and so is the memory it uses: freeing any forgets it.
+        unsafe { result::graph::launch(*runnable, self.stream) }.map_err(failed("a graph"))?;
+        Ok(true)
     }
 }
 

@@ -55,6 +55,8 @@ pub unsafe trait Driver: Send + Sync {
     /// There is not so much memory.
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
 
+    /// Forgets every recording as well, since one may use this memory.
+    ///
     /// # Safety
     /// `at` is of this device's `allocate` and not used any more.
     unsafe fn free(&self, at: u64);
@@ -107,15 +109,9 @@ pub unsafe trait Driver: Send + Sync {
     /// Something recorded cannot be.
     fn recorded(&self) -> Result<GraphId, CudaError>;
 
-    /// Does again what was recorded.
-    ///
-    /// # Safety
-    /// Everything that was recorded is still allocated.
+    /// Does again what was recorded; false if it was forgotten, since memory was freed after it.
     ///
     /// # Errors
     /// The device refuses.
-    unsafe fn replay(&self, graph: GraphId) -> Result<(), CudaError>;
-
-    /// Forgets every recording.
-    fn forget(&self);
+    fn replay(&self, graph: GraphId) -> Result<bool, CudaError>;
 }

@@ -41,6 +41,8 @@ struct State {
     sizes: BTreeMap<u64, usize>,
     recording: Option<Vec<Recorded>>,
     recordings: Vec<Vec<Recorded>>,
+    /// How many recordings were forgotten.
+    forgotten: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -65,7 +67,14 @@ impl Simt {
         let text = source::for_simt();
         let file = folder.join(format!("simt-{}.so", &super::cache::sum(&[&text])[..24]));
         if !file.exists() {
-            compile(&text, folder, &file)?;
+            // One compiler is enough for several processes that start at once.
+            let failed = |error| CudaError::device("waiting for the kernels to be compiled", error);
+            std::fs::create_dir_all(folder).map_err(failed)?;
+            let turn = std::fs::File::create(folder.join("simt.lock")).map_err(failed)?;
+            turn.lock().map_err(failed)?;
+            if !file.exists() {
+                compile(&text, folder, &file)?;
+            }
         }
         Self::open(&file, order)
     }
@@ -127,13 +136,19 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 
 fn compile(text: &str, folder: &Path, file: &Path) -> Result<(), CudaError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| CudaError::device(what, error);
-    std::fs::create_dir_all(folder).map_err(|error| failed("making a folder for the kernels", &error))?;
-    // Under a name of this process, so that several may do it at once.
+    // Under a name of this process, and moved when it is whole.
     let own = |end: &str| -> PathBuf { folder.join(format!("simt-{}.{end}", std::process::id())) };
     let (source, built) = (own("cpp"), own("so"));
     std::fs::write(&source, text).map_err(|error| failed("writing the kernels", &error))?;
     let output = Command::new("g++")
-        .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-march=native",
+            "-shared",
+            "-fPIC",
+            "-ffp-contract=off",
+        ])
         .args([
             "-U_FORTIFY_SOURCE",
             "-fno-stack-protector",
@@ -214,6 +229,8 @@ unsafe impl Driver for Simt {
         let mut state = self.state();
         state.allocations.remove(&at);
         state.sizes.remove(&at);
+        state.forgotten += state.recordings.len();
+        state.recordings.clear();
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), CudaError> {
@@ -267,19 +284,17 @@ unsafe impl Driver for Simt {
         let mut state = self.state();
         let recording = state.recording.take().unwrap_or_default();
         state.recordings.push(recording);
-        Ok(GraphId(state.recordings.len() - 1))
+        Ok(GraphId(state.forgotten + state.recordings.len() - 1))
     }
 
-    unsafe fn replay(&self, graph: GraphId) -> Result<(), CudaError> {
+    fn replay(&self, graph: GraphId) -> Result<bool, CudaError> {
         let state = self.state();
-        let Some(launches) = state.recordings.get(graph.0) else {
-            return Err(CudaError::device("replay", "no such recording"));
+        let index = graph.0.checked_sub(state.forgotten);
+        let Some(launches) = index.and_then(|index| state.recordings.get(index)) else {
+            return Ok(false);
         };
-        launches.iter().try_for_each(|launch| self.run(&state, launch))
-    }
-
-    fn forget(&self) {
-        self.state().recordings.clear();
+        launches.iter().try_for_each(|launch| self.run(&state, launch))?;
+        Ok(true)
     }
 }
 

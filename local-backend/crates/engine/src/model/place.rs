@@ -1,0 +1,122 @@
+//! Where a model is to run, and whether it can.
+
+use super::Use;
+use super::cuda::Capacity;
+use kernels::cuda::{Card, CudaError, Driver, Libraries};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use kernels::cuda::Precision;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    Cpu,
+    Cuda,
+    /// A card if one can be used, else the CPU.
+    Auto,
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            "auto" => Ok(Self::Auto),
+            other => Err(format!("`{other}` is no device; there are cpu, cuda and auto")),
+        }
+    }
+}
+
+/// How cards are found and used.
+#[derive(Clone, Debug)]
+pub struct CudaSettings {
+    /// Which card.
+    pub ordinal: u32,
+    /// Where NVIDIA's libraries lie, if not where the system's loader finds them.
+    pub root: Option<PathBuf>,
+    /// Where compiled kernels are kept; `None`: compiled at every start.
+    pub kernels: Option<PathBuf>,
+    pub precision: Precision,
+}
+
+impl Default for CudaSettings {
+    /// The first card; compiled kernels in the user's cache folder.
+    fn default() -> Self {
+        Self {
+            ordinal: 0,
+            root: None,
+            kernels: std::env::home_dir().map(|home| home.join(".cache/tollgate/kernels")),
+            precision: Precision::Fast,
+        }
+    }
+}
+
+/// A place that was found.
+#[derive(Clone)]
+pub enum Place {
+    Cpu {
+        threads: usize,
+        weights: Use,
+    },
+    Cuda {
+        driver: Arc<dyn Driver>,
+        precision: Precision,
+        capacity: Capacity,
+    },
+}
+
+impl Place {
+    /// The CPU, with weights as they are stored.
+    #[must_use]
+    pub fn cpu(threads: usize) -> Self {
+        Self::Cpu {
+            threads,
+            weights: Use::AsStored,
+        }
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Place({self})")
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu { threads, .. } => write!(f, "the CPU, {threads} threads"),
+            Self::Cuda { driver, .. } => f.write_str(&driver.facts().name),
+        }
+    }
+}
+
+/// Finds the device asked for. With [`Device::Auto`] the CPU is taken where no card can be used, and the reason returned beside it.
+///
+/// # Errors
+/// A card was asked for and none can be used.
+pub fn find(
+    device: Device,
+    threads: usize,
+    settings: &CudaSettings,
+) -> Result<(Place, Option<CudaError>), CudaError> {
+    if device == Device::Cpu {
+        return Ok((Place::cpu(threads), None));
+    }
+    let libraries = Libraries::new(settings.root.as_deref());
+    match Card::open(settings.ordinal, &libraries, settings.kernels.as_deref()) {
+        Ok(driver) => {
+            let place = Place::Cuda {
+                driver,
+                precision: settings.precision,
+                capacity: Capacity::default(),
+            };
+            Ok((place, None))
+        }
+        Err(error) if device == Device::Auto => Ok((Place::cpu(threads), Some(error))),
+        Err(error) => Err(error),
+    }
+}
