@@ -15,6 +15,8 @@ pub(crate) enum Endpoint {
     Generate(Surface),
     Models,
     Outcomes,
+    /// Files, batches and jobs; which of their methods there are is `batch`'s to know.
+    Batch,
     Health,
 }
 
@@ -22,6 +24,17 @@ impl Endpoint {
     /// # Errors
     /// No such path, or the wrong method for it.
     pub(crate) fn of(client: &Client) -> Result<Self, Refusal> {
+        let path = client.path();
+        let path = path.strip_prefix("/v1").unwrap_or(path);
+        let is_job = ["/files", "/batches", "/messages/batches", "/jobs"]
+            .iter()
+            .any(|lead| {
+                path.strip_prefix(lead)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            });
+        if is_job {
+            return Ok(Self::Batch);
+        }
         let (endpoint, method) = match client.path() {
             "/v1/chat/completions" | "/chat/completions" => {
                 (Self::Generate(Surface::ChatCompletions), "POST")
@@ -32,8 +45,7 @@ impl Endpoint {
             "/health" => (Self::Health, "GET"),
             path => {
                 let message = format!("there is nothing at {path}");
-                let hint =
-                    "the gateway serves /v1/chat/completions, /v1/messages, /v1/models and /v1/outcomes";
+                let hint = "the gateway serves /v1/chat/completions, /v1/messages, /v1/models, /v1/outcomes, /v1/files, /v1/batches, /v1/messages/batches and /v1/jobs";
                 return Err(Refusal::new(RefusalKind::RouteNotFound, message).hint(hint));
             }
         };
@@ -50,7 +62,9 @@ impl Endpoint {
 
 /// The dialect of the caller, which even a refusal of an unknown path must be in.
 pub(crate) fn dialect_of(client: &Client) -> Dialect {
-    let is_anthropic = client.path().ends_with("/messages") || client.header("anthropic-version").is_some();
+    let is_anthropic = client.path().ends_with("/messages")
+        || client.path().contains("/messages/batches")
+        || client.header("anthropic-version").is_some();
     if is_anthropic {
         Dialect::Anthropic
     } else {
@@ -63,8 +77,10 @@ pub(crate) fn dialect_of(client: &Client) -> Dialect {
 /// # Errors
 /// No key, one that is not accepted, or one that may not be used from there.
 pub(crate) async fn authenticate(gateway: &Gateway, client: &mut Client) -> Result<Arc<Principal>, Refusal> {
-    let secret = secret(client).ok_or_else(|| refused("the request carries no key".into()))?;
-    let hash = KeyHash(Sha256::digest(secret.as_bytes()).into());
+    if let Some(errand) = &client.errand {
+        return Ok(errand.who.clone());
+    }
+    let hash = key_hash(client)?;
     let known = gateway.ledger.authenticate(&hash, clock::unix_us());
     let who = known.map_err(|reason| refused(reason.to_string()))?;
     if !who.networks.is_empty() {
@@ -77,6 +93,15 @@ pub(crate) async fn authenticate(gateway: &Gateway, client: &mut Client) -> Resu
         }
     }
     Ok(who)
+}
+
+/// The key of a request, as it is known here.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn key_hash(client: &Client) -> Result<KeyHash, Refusal> {
+    let secret = secret(client).ok_or_else(|| refused("the request carries no key".into()))?;
+    Ok(KeyHash(Sha256::digest(secret.as_bytes()).into()))
 }
 
 fn refused(message: String) -> Refusal {

@@ -106,7 +106,10 @@ impl Admin {
         let visitor = Visitor::of(&self.gateway, client)?;
         if client.path() == "/metrics" {
             visitor.must_see_everything()?;
-            let text = self.gateway.meters.render(self.gateway.in_flight());
+            let text = self
+                .gateway
+                .meters
+                .render(self.gateway.in_flight(), self.gateway.ledger.counts());
             return Ok(Reply::new(200, "text/plain; version=0.0.4", text));
         }
         let (route, parameters) = self.find(client)?;

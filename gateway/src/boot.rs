@@ -1,6 +1,7 @@
 //! From a configuration to a running gateway, and from a signal to a clean end.
 
 use crate::admin::Admin;
+use crate::batch::{self, Batch};
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
@@ -140,6 +141,7 @@ async fn serve(
         .await?
         .context("the ledger cannot be opened")?;
     let mut alerts = ledger.alerts();
+    let batch = Batch::new(ledger.jobs(), &config.batch)?;
     let (cut_all, cut) = watch::channel(false);
     let (stop_all, stop) = watch::channel(false);
     let options = Gateway::server_options();
@@ -154,6 +156,7 @@ async fn serve(
         predictor,
         told: tell,
         ledger,
+        batch,
         limits,
         meters,
         options,
@@ -183,6 +186,7 @@ async fn serve(
         move |count| gateway.rules.now().fleet.share_among(count)
     };
     tasks.spawn(gateway.limits.clone().keep_shared(nodes, stop.clone()));
+    tasks.spawn(batch::run(gateway.clone(), stop.clone()));
     writeln!(out, "admin on {}", admin.url())?;
     out.flush()?;
     let app = Arc::new(Admin::new(gateway.clone()));

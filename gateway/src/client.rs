@@ -1,12 +1,15 @@
 //! The caller's side of an exchange: its head, its body, its disappearance, the bytes it is sent.
 
 use crate::accept::dialect_of;
+use crate::settle::Settled;
 use crate::{clock, limits};
 use ::limits::Standing;
 use bytes::{Bytes, BytesMut};
-use exchange::{Refusal, RefusalKind};
+use exchange::{Origin, Refusal, RefusalKind, RequestId};
+use ledger::Principal;
 use pingora_core::protocols::http::ServerSession;
 use pingora_http::ResponseHeader;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -28,6 +31,17 @@ pub(crate) struct Client {
     pub(crate) answered: bool,
     /// What is left to the caller of its rates, told in the head of the answer.
     pub(crate) standing: Standing,
+    /// Set where a job calls and nobody's connection is behind it.
+    pub(crate) errand: Option<Errand>,
+}
+
+/// On whose behalf a job calls, and what came of it.
+pub(crate) struct Errand {
+    pub(crate) who: Arc<Principal>,
+    /// It may wait behind everything else at a backend that can tell.
+    pub(crate) background: bool,
+    pub(crate) settled: Option<Settled>,
+    pub(crate) request: Option<RequestId>,
 }
 
 impl Client {
@@ -38,11 +52,54 @@ impl Client {
             reusable: true,
             answered: false,
             standing: Standing::default(),
+            errand: None,
         }
+    }
+
+    /// Where the traffic comes from.
+    pub(crate) fn origin(&self) -> Origin {
+        if self.errand.is_some() {
+            Origin::Batch
+        } else {
+            Origin::Live
+        }
+    }
+
+    /// The next piece of a body that is too large to be held whole.
+    ///
+    /// # Errors
+    /// The caller has gone.
+    pub(crate) async fn next_piece(&mut self) -> Result<Option<Bytes>, Gone> {
+        let piece = self.session.read_request_body().await.map_err(|_| Gone)?;
+        self.body_read |= piece.is_none();
+        Ok(piece)
+    }
+
+    /// Lets a caller that asks first send its body.
+    pub(crate) async fn invite(&mut self) -> Result<(), Gone> {
+        let asks = |expect: &str| expect.eq_ignore_ascii_case("100-continue");
+        if self.header("expect").is_some_and(asks) {
+            self.session.write_continue_response().await.map_err(|_| Gone)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.session.req_header().headers.get(name)?.to_str().ok()
+    }
+
+    /// Whom the caller believes to speak to.
+    pub(crate) fn host(&self) -> Option<&str> {
+        let authority = self.session.req_header().uri.authority();
+        self.header("host")
+            .or(authority.map(http::uri::Authority::as_str))
+    }
+
+    /// TLS came from the caller up to here.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.session
+            .digest()
+            .is_some_and(|digest| digest.ssl_digest.is_some())
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -75,12 +132,7 @@ impl Client {
         if declared.is_some_and(|length| length > limit) {
             return Err(Some(too_large(limit)));
         }
-        if self
-            .header("expect")
-            .is_some_and(|expect| expect.eq_ignore_ascii_case("100-continue"))
-        {
-            self.session.write_continue_response().await.map_err(|_| None)?;
-        }
+        self.invite().await.map_err(|Gone| None)?;
         let read = async {
             let mut first = match self.session.read_request_body().await.map_err(|_| None)? {
                 None => return Ok(Bytes::new()),

@@ -4,6 +4,7 @@
 //! it is used. Invariants: an unknown key is an error; a secret is never written in the file and never printed; all
 //! mistakes that can be told apart are told at once, each with its place and what to do.
 
+pub(crate) mod batch;
 mod document;
 pub(crate) mod key;
 mod mistakes;
@@ -53,6 +54,7 @@ pub(crate) struct Config {
     pub(crate) prices: meter::PriceOverrides,
     pub(crate) price_lists: PriceLists,
     pub(crate) unpriced_ceiling: Option<Money>,
+    pub(crate) batch: batch::Batch,
     pub(crate) log: Log,
 }
 
@@ -124,6 +126,8 @@ pub(crate) struct Provider {
     pub(crate) max_queued: u32,
     pub(crate) breaker: Breaker,
     pub(crate) headers: Vec<(String, String)>,
+    pub(crate) batch: Option<batch::BatchApi>,
+    pub(crate) flex: bool,
     pub(crate) ca_file: Option<PathBuf>,
 }
 
@@ -144,7 +148,7 @@ pub(crate) struct BaseUrl {
 }
 
 impl BaseUrl {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let uri: http::Uri = text.parse().map_err(|_| format!("`{text}` is not a URL"))?;
         let tls = match uri.scheme_str() {
             Some("https") => true,

@@ -1,5 +1,6 @@
 //! The live state of every deployment: how many requests run there, whether its breaker is open, what it costs.
 
+mod lengths;
 mod pace;
 
 use crate::clock;
@@ -8,6 +9,7 @@ use arc_swap::ArcSwap;
 use exchange::{
     Charge, Conversation, Dialect, Facts, Money, Offer, Rate, ServiceTier, TokenClass, Usage, UsageSource,
 };
+use lengths::Lengths;
 use meter::ModelPrice;
 use pace::{Held, Pace};
 use router_policies::Policy;
@@ -17,8 +19,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-/// Output tokens held before a stream starts; more is held as they pass.
-const FIRST_SLICE: u64 = 256;
 /// OpenAI caches prompts from this many tokens on without being asked.
 const AUTOMATIC_CACHE: u64 = 1024;
 /// Output expected of a request that names no limit, for comparing deployments.
@@ -152,6 +152,7 @@ pub(crate) struct Deployment {
     pub(crate) max_output_tokens: Option<u64>,
     limit: Option<u32>,
     speed: Speed,
+    pub(crate) lengths: Lengths,
     pub(crate) pace: Pace,
     breaker: Breaker,
     slots: Option<Arc<Semaphore>>,
@@ -222,11 +223,16 @@ impl Deployment {
         self.breaker.failed();
     }
 
-    /// The tokens to hold money for before starting: no more than the caller lets the model produce.
-    pub(crate) fn first_slice(facts: &Facts) -> u64 {
+    /// The fewest tokens to hold money for before starting: no more than the caller lets the model produce.
+    fn least_slice(facts: &Facts) -> u64 {
         facts
             .max_output_tokens
-            .map_or(FIRST_SLICE, |limit| limit.min(FIRST_SLICE))
+            .map_or(lengths::LEAST, |limit| limit.min(lengths::LEAST))
+    }
+
+    /// What to hold for the start of an answer, if it can be had: what most of the answers here so far would have cost.
+    pub(crate) fn first_hold(&self, facts: &Facts) -> Option<Money> {
+        self.price.load().quote(facts, self.lengths.first_slice(facts))
     }
 
     /// Takes the pace of an answer: microseconds until its first byte and until its last, and its tokens.
@@ -281,7 +287,7 @@ impl Deployment {
         Offer {
             available: self.breaker.is_closed() && has_room,
             expected: price.quote(facts, usual),
-            minimum: price.quote(facts, Self::first_slice(facts)),
+            minimum: price.quote(facts, Self::least_slice(facts)),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             output_rate: price.output_rate(facts),
             wait_ms: self.expected_wait_ms(),
@@ -361,6 +367,7 @@ impl Fleet {
                 upstream: upstream.clone(),
                 limit,
                 speed: Speed::default(),
+                lengths: Lengths::default(),
                 price: ArcSwap::from_pointee(price(&billed)),
                 billed,
                 max_output_tokens: spec.max_output_tokens,

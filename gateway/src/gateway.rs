@@ -1,5 +1,6 @@
 //! What every exchange shares, and the pingora application around the pipeline.
 
+use crate::batch::Batch;
 use crate::client::Client;
 use crate::config::Config;
 use crate::limits::RateLimits;
@@ -30,6 +31,7 @@ pub(crate) struct Gateway {
     /// Outcomes told by headers, on their way to the ledger.
     pub(crate) told: mpsc::Sender<Vec<Outcome>>,
     pub(crate) ledger: Ledger,
+    pub(crate) batch: Batch,
     pub(crate) limits: Arc<RateLimits>,
     pub(crate) meters: Meters,
     pub(crate) options: HttpServerOptions,

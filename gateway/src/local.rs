@@ -26,32 +26,34 @@ pub(crate) async fn answer(gateway: &Arc<Gateway>, client: &mut Client, endpoint
                 return;
             }
         },
-        Endpoint::Models | Endpoint::Generate(_) => match authenticate(gateway, client).await {
-            Ok(who) => {
-                let rules = gateway.rules.now();
-                let policy = &rules.policy;
-                let named = policy.virtual_models().iter().map(|name| (&**name, "tollgate"));
-                let deployed = policy
-                    .deployments()
-                    .iter()
-                    .map(|known| (&*known.model, &*known.provider));
-                let mut models: Vec<ModelEntry<'_>> = Vec::new();
-                for (id, owned_by) in named.chain(deployed) {
-                    if who.grants.allows_model(id) && models.iter().all(|known| known.id != id) {
-                        models.push(ModelEntry {
-                            id,
-                            owned_by,
-                            created_unix_s: 0,
-                        });
+        Endpoint::Models | Endpoint::Batch | Endpoint::Generate(_) => {
+            match authenticate(gateway, client).await {
+                Ok(who) => {
+                    let rules = gateway.rules.now();
+                    let policy = &rules.policy;
+                    let named = policy.virtual_models().iter().map(|name| (&**name, "tollgate"));
+                    let deployed = policy
+                        .deployments()
+                        .iter()
+                        .map(|known| (&*known.model, &*known.provider));
+                    let mut models: Vec<ModelEntry<'_>> = Vec::new();
+                    for (id, owned_by) in named.chain(deployed) {
+                        if who.grants.allows_model(id) && models.iter().all(|known| known.id != id) {
+                            models.push(ModelEntry {
+                                id,
+                                owned_by,
+                                created_unix_s: 0,
+                            });
+                        }
                     }
+                    dialect::model_list(dialect, &models)
                 }
-                dialect::model_list(dialect, &models)
+                Err(refusal) => {
+                    refuse(client, dialect, &refusal, id).await;
+                    return;
+                }
             }
-            Err(refusal) => {
-                refuse(client, dialect, &refusal, id).await;
-                return;
-            }
-        },
+        }
     };
     // Constants make a valid head.
     let Ok(mut head) = ResponseHeader::build(200, Some(2)) else {

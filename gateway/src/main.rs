@@ -3,6 +3,7 @@
 mod accept;
 mod admin;
 mod attempt;
+mod batch;
 mod boot;
 mod cli;
 mod client;

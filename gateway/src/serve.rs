@@ -32,6 +32,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
     let dialect = dialect_of(client);
     let surface = match Endpoint::of(client) {
         Ok(Endpoint::Generate(surface)) => surface,
+        Ok(Endpoint::Batch) => return Box::pin(crate::batch::answer(gateway, client, id)).await,
         Ok(endpoint) => return local::answer(gateway, client, endpoint, id).await,
         Err(refusal) => {
             refuse(client, dialect, &refusal, id).await;
@@ -44,6 +45,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         id,
         dialect,
         surface,
+        origin: client.origin(),
     };
 
     let who = match authenticate(gateway, client).await {
@@ -90,6 +92,12 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: moment.unix_s,
         budget_left: Money::MAX,
     });
+    let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
+    match Box::pin(deferred).await {
+        Ok(false) => {}
+        Ok(true) => return,
+        Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
+    }
     let mut offers = rules.fleet.offers(&request.facts);
     let reserved = {
         let reserving = arrival.reserve(&who, &request, (&rules, &offers, workflow.as_ref()));
@@ -146,6 +154,9 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         id: id.to_string(),
     };
     let settled = answer(&exchange, client, &who, (reservation, trail)).await;
+    if let Some(errand) = &mut client.errand {
+        (errand.settled, errand.request) = (settled, Some(id));
+    }
     if let Some(settled) = &settled {
         pass.used(settled.tokens);
     }
@@ -232,6 +243,7 @@ struct Arrival<'a> {
     id: RequestId,
     dialect: Dialect,
     surface: Surface,
+    origin: Origin,
 }
 
 impl Arrival<'_> {
@@ -244,11 +256,18 @@ impl Arrival<'_> {
         (rules, offers, workflow): (&Rules, &[exchange::Offer], Option<&Arc<str>>),
     ) -> Result<Reservation, Refusal> {
         let plausible = rules.policy.plausible(&request.facts.model);
-        let minimums: SmallVec<[Money; 8]> =
-            plausible.filter_map(|index| offers.get(index)?.minimum).collect();
+        let facts = &request.facts;
+        let holds: SmallVec<[(Money, Money); 8]> = plausible
+            .filter_map(|index| {
+                Some((
+                    rules.fleet.get(index).first_hold(facts)?,
+                    offers.get(index)?.minimum?,
+                ))
+            })
+            .collect();
         let ask = ledger::Ask {
-            want: minimums.iter().copied().max().unwrap_or_default(),
-            least: minimums.iter().copied().min().unwrap_or_default(),
+            want: holds.iter().map(|(want, _)| *want).max().unwrap_or_default(),
+            least: holds.iter().map(|(_, least)| *least).min().unwrap_or_default(),
             workflow,
             labels: &request.facts.labels,
             patience: self.gateway.config.limits.budget_wait,
@@ -278,7 +297,7 @@ impl Arrival<'_> {
             account,
             dialect: self.dialect,
             surface: self.surface,
-            origin: Origin::Live,
+            origin: self.origin,
             model_asked: request.facts.model.clone(),
             stream: request.facts.stream,
             value: profile.value,
@@ -366,7 +385,7 @@ impl Arrival<'_> {
             account: who.map(|who| who.account.clone()),
             dialect: self.dialect,
             surface: self.surface,
-            origin: Origin::Live,
+            origin: self.origin,
             model_asked: "".into(),
             stream: false,
             value: ValueTier::Unvalued,

@@ -12,8 +12,10 @@ use exchange::{
 use ledger::Reservation;
 
 /// What an exchange came to.
+#[derive(Clone, Copy)]
 pub(crate) struct Settled {
     pub(crate) charged: Money,
+    pub(crate) usage: Usage,
     pub(crate) total_us: u64,
     /// In and out.
     pub(crate) tokens: u64,
@@ -41,6 +43,9 @@ pub(crate) fn settle(
     trail.finished(relayed.outcome, 200, usage, charge);
     let tokens = usage.input_total().saturating_add(usage.output_total());
     deployment.pace.used(tokens);
+    if relayed.outcome == AttemptOutcome::Answered {
+        deployment.lengths.answered(facts, usage.output_total());
+    }
     if relayed.outcome == AttemptOutcome::BrokeOff {
         deployment.failed();
     }
@@ -54,6 +59,7 @@ pub(crate) fn settle(
     meters.observe(&record);
     let settled = Settled {
         charged: record.total(),
+        usage,
         total_us: record.timings.total_us,
         tokens,
     };

@@ -25,6 +25,48 @@ pub(crate) struct Meters {
     total_seconds: Histogram,
     running: Gauge,
     output: Mutex<HashMap<Pair, Output>>,
+    money: MoneyMeters,
+}
+
+/// How budgets and their ledger do.
+struct MoneyMeters {
+    refused: Counter,
+    starved: Counter,
+    overspent_nanodollars: Counter,
+    waiting: Gauge,
+    away: Gauge,
+}
+
+impl MoneyMeters {
+    fn install() -> Self {
+        describe_counter!("tollgate_budget_refusals_total", "requests refused by a budget");
+        describe_counter!(
+            "tollgate_starved_requests_total",
+            "those refused though less than 90 % of the limit was spent and the rest would have paid for them"
+        );
+        describe_counter!(
+            "tollgate_overspent_nanodollars_total",
+            "spent beyond hard limits: providers that bill more than was held, or an allowance while the store was away"
+        );
+        describe_gauge!("tollgate_unposted_settlements", "rows that wait for the store");
+        describe_gauge!("tollgate_store_away", "1: the store does not answer");
+        Self {
+            refused: counter!("tollgate_budget_refusals_total"),
+            starved: counter!("tollgate_starved_requests_total"),
+            overspent_nanodollars: counter!("tollgate_overspent_nanodollars_total"),
+            waiting: gauge!("tollgate_unposted_settlements"),
+            away: gauge!("tollgate_store_away"),
+        }
+    }
+
+    fn set(&self, counts: ledger::Counts) {
+        self.refused.absolute(counts.refused);
+        self.starved.absolute(counts.starved);
+        let overspent = u64::try_from(counts.overspent.nanos()).unwrap_or(0);
+        self.overspent_nanodollars.absolute(overspent);
+        self.waiting.set(counts.waiting as f64);
+        self.away.set(f64::from(u8::from(counts.is_away)));
+    }
 }
 
 /// Workflow and model.
@@ -107,6 +149,7 @@ impl Meters {
             total_seconds: histogram!("tollgate_request_seconds"),
             running: gauge!("tollgate_running_requests"),
             output: Mutex::default(),
+            money: MoneyMeters::install(),
             handle,
         })
     }
@@ -155,7 +198,8 @@ impl Meters {
     }
 
     /// The Prometheus text.
-    pub(crate) fn render(&self, running: usize) -> String {
+    pub(crate) fn render(&self, running: usize, counts: ledger::Counts) -> String {
+        self.money.set(counts);
         self.running.set(running as f64);
         self.handle.render()
     }

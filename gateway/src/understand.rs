@@ -59,7 +59,10 @@ pub(crate) fn passed_on(client: &Client) -> Vec<(&'static str, Bytes)> {
     let found = PASSED_ON
         .iter()
         .filter_map(|name| Some((*name, headers.get(*name)?)));
+    let background = client.errand.as_ref().is_some_and(|errand| errand.background);
+    let class = background.then_some(("x-tollgate-class", Bytes::from_static(b"background")));
     found
         .map(|(name, value)| (name, Bytes::copy_from_slice(value.as_bytes())))
+        .chain(class)
         .collect()
 }

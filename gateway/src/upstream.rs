@@ -2,6 +2,7 @@
 //!
 //! Over HTTP/1.1 head and body leave in one write, since every write costs the kernel's whole way to the other side.
 
+pub(crate) mod control;
 mod idle;
 
 use crate::clock;
@@ -302,7 +303,7 @@ fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
 }
 
 /// Sends a request in one piece and reads the head of its answer.
-async fn exchange_http1(
+pub(crate) async fn exchange_http1(
     mut stream: Stream,
     head: Vec<u8>,
     body: Bytes,

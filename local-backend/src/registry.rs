@@ -69,11 +69,12 @@ impl Model {
             }
         };
         let source = template.as_ref().map(ChatTemplate::source).unwrap_or_default();
-        let special = |mark: &str| match tokenizer.encode(mark, true).as_slice() {
-            [token] if tokenizer.is_special(*token) => Some(*token),
-            _ => None,
+        let special = |mark: &&str| {
+            tokenizer
+                .token_id(mark)
+                .filter(|token| tokenizer.is_special(*token))
         };
-        let marks: Arc<[u32]> = MARKS.iter().filter_map(|mark| special(mark)).collect();
+        let marks: Arc<[u32]> = MARKS.iter().filter_map(special).collect();
         let speculation = if settings.speculation {
             Speculation::PromptLookup
         } else {
@@ -91,7 +92,7 @@ impl Model {
         let kv_bytes = (kv_tokens.div_ceil(engine::backend::BLOCK_TOKENS) * loaded.info.block_bytes()) as u64;
         Ok(Self {
             name,
-            thinks: special("<think>").is_some() || source.contains("<think>"),
+            thinks: tokenizer.token_id("<think>").is_some() || source.contains("<think>"),
             tool_format: Format::of(&source),
             engine: Engine::start(loaded.backend, tokenizer.clone(), sizes)?,
             template,
@@ -108,7 +109,9 @@ impl Model {
 
     /// Whether a mark is a token of its own.
     pub(crate) fn is_special(&self, mark: &str) -> bool {
-        matches!(self.tokenizer.encode(mark, true).as_slice(), [token] if self.marks.contains(token))
+        self.tokenizer
+            .token_id(mark)
+            .is_some_and(|token| self.marks.contains(&token))
     }
 
     /// The tokens of a text that is no conversation.

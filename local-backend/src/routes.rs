@@ -10,7 +10,7 @@ use crate::generate::{Context, Generation};
 use crate::registry::{Model, Registry};
 use crate::reply::{self, Body, Refusal, Shape, json};
 use bytes::Bytes;
-use engine::engine::Order;
+use engine::engine::{Order, Standing};
 use http::{HeaderMap, HeaderValue, Method};
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -138,6 +138,11 @@ impl Service {
         }
         let model = self.registry.get(name.as_str()).await?;
         match (Api::of(path), path) {
+            (Some(_), _) if !model.info.generates => Err(Refusal::new(
+                400,
+                format!("`{}` makes embeddings only", model.name),
+            )
+            .coded("no_generation")),
             (Some(api), _) => {
                 let ask = off_thread(body.len(), || api.read(&value, &model, &order))?;
                 self.generate(api, &model, (ask, arrived)).await
@@ -254,14 +259,14 @@ impl Service {
         for listed in self.registry.list() {
             let Some(model) = listed.model else { continue };
             let (tell, told) = oneshot::channel();
-            let tell = Box::new(move |slots| drop(tell.send(slots)));
-            let asked = model.engine.slots(tell).is_ok();
-            let slots = if asked {
+            let tell = Box::new(move |standing| drop(tell.send(standing)));
+            let asked = model.engine.standing(tell).is_ok();
+            let standing = if asked {
                 told.await.unwrap_or_default()
             } else {
-                Vec::new()
+                Standing::default()
             };
-            shown.push(json!({ "model": listed.name, "load": model.engine.load(), "slots": slots }));
+            shown.push(json!({ "model": listed.name, "load": model.engine.load(), "slots": standing.slots, "tenants": standing.tenants }));
         }
         Ok(json(200, &json!({ "models": shown })))
     }
@@ -404,18 +409,12 @@ fn detokenize(body: &Value, model: &Model) -> Result<Value, BadRequest> {
 }
 
 async fn embeddings(body: &Value, model: &Arc<Model>) -> Result<Response<Body>, Refusal> {
-    let mut given = json!({ "prompt": body["input"] });
-    if given["prompt"].is_null() {
-        return Err(bad("`input` is missing", "input").into());
+    let no_embedder =
+        || Refusal::new(400, format!("`{}` makes no embeddings", model.name)).coded("no_embeddings");
+    if !model.info.embeds {
+        return Err(no_embedder());
     }
-    let inputs = completions::prompts(&given["prompt"].take(), model).map_err(|error| BadRequest {
-        message: error.message.replace("`prompt`", "`input`"),
-        param: Some("input"),
-        code: None,
-    })?;
-    if inputs.len() > INPUTS {
-        return Err(bad(format!("at most {INPUTS} inputs are taken at once"), "input").into());
-    }
+    let inputs = inputs(&body["input"], model)?;
     let dimensions = body["dimensions"].as_u64().map(|count| count as usize);
     let is_base64 = match body["encoding_format"].as_str() {
         None | Some("float") => false,
@@ -449,6 +448,34 @@ async fn embeddings(body: &Value, model: &Arc<Model>) -> Result<Response<Body>, 
         200,
         &json!({ "object": "list", "data": data, "model": model.name, "usage": usage }),
     ))
+}
+
+/// One or several texts, each framed as the model wants it and cut to what it reads; or tokens as they are.
+fn inputs(given: &Value, model: &Model) -> Result<Vec<Vec<u32>>, BadRequest> {
+    let wrong = || {
+        bad(
+            "`input` must be a text, tokens, or a list of either, and not empty",
+            "input",
+        )
+    };
+    let vocabulary = model.tokenizer.vocabulary() as u64;
+    let one = |given: &Value| match given {
+        Value::String(text) => Ok(model.tokenizer.encode_framed(text, model.engine.context_tokens)),
+        Value::Array(ids) if !ids.is_empty() => {
+            let id = |id: &Value| id.as_u64().filter(|id| *id < vocabulary).map(|id| id as u32);
+            ids.iter().map(id).collect::<Option<_>>().ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    };
+    match given {
+        Value::Array(list) if list.iter().any(|entry| entry.is_string() || entry.is_array()) => {
+            match list.len() {
+                0..=INPUTS => list.iter().map(one).collect(),
+                _ => Err(bad(format!("at most {INPUTS} inputs are taken at once"), "input")),
+            }
+        }
+        given => Ok(vec![one(given)?]),
+    }
 }
 
 /// The first `dimensions` of a vector, of length 1 again.

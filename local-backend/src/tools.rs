@@ -215,7 +215,7 @@ pub(crate) fn grammar(
     if calls.is_empty() {
         return None;
     }
-    let schema = json!({ "anyOf": calls });
+    let schema = engine::grammar::tight(&json!({ "anyOf": calls }));
     let mark = |mark: &str| match is_special(mark) && mark.starts_with('<') {
         true => mark.to_owned(),
         false => format!("{mark:?}"),

@@ -42,7 +42,7 @@ fn prompt(bytes: usize) -> String {
 
 fn document(predicts: bool) -> String {
     let mut text = format!(
-        "version: 1\nobjective: {{thin_budget: {{below: 10, price_weight: 4}}, predict: {predicts}}}\ndeployments:\n"
+        "version: 1\nobjective: {{thin_budget: {{below: 10, price_weight: 4}}, predict: {predicts}, familiarity: 0}}\ndeployments:\n"
     );
     let classes = ["frontier", "cheap", "local"];
     for index in 0..50 {

@@ -5,6 +5,7 @@
 //! request's ticket is dropped at that instant, which is what cancel tests measure against.
 
 pub mod anthropic;
+pub mod batch;
 pub mod call;
 pub mod log;
 pub mod openai;

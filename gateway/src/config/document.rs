@@ -1,5 +1,9 @@
 //! The YAML document: its keys, their units and their defaults. `config.example.yaml` documents the same ones.
 
+mod batch;
+
+pub(crate) use batch::BatchApi;
+pub(super) use batch::{Batch, OverBudget};
 use ledger::{Enforcement, Period};
 use meter::{Dollars, PriceOverrides};
 use schemars::JsonSchema;
@@ -33,6 +37,7 @@ pub(crate) struct Document {
     /// Prices that go before every list.
     pub(super) prices: PriceOverrides,
     pub(super) price_lists: PriceLists,
+    pub(super) batch: Batch,
     /// Lets models without a price run, each request held at and charged this much. Left out: they are refused.
     pub(super) unpriced_ceiling_dollars: Option<Dollars>,
     pub(super) log: Log,
@@ -57,6 +62,7 @@ impl Default for Document {
             accounts: BTreeMap::new(),
             prices: PriceOverrides::default(),
             price_lists: PriceLists::default(),
+            batch: Batch::default(),
             unpriced_ceiling_dollars: None,
             log: Log::default(),
         }
@@ -255,6 +261,12 @@ pub(crate) struct Provider {
     pub(super) max_queued: u32,
     #[serde(default)]
     pub(super) breaker: Breaker,
+    /// The batch API that it offers, if any.
+    #[serde(default)]
+    pub(super) batch: Option<BatchApi>,
+    /// It serves `service_tier: flex`, cheaper and with no promise of room.
+    #[serde(default)]
+    pub(super) flex: bool,
     /// Sent with every request.
     #[serde(default)]
     pub(super) headers: BTreeMap<String, String>,

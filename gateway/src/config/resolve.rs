@@ -64,6 +64,7 @@ impl Document {
             redis: self.redis.resolve(folder, mistakes),
             prices: self.prices.clone(),
             price_lists,
+            batch: self.batch.resolve(folder, mistakes),
             unpriced_ceiling,
             log: Log {
                 filter: self.log.filter.clone(),
@@ -483,6 +484,8 @@ impl document::Provider {
                 open: Duration::from_millis(self.breaker.open_ms),
             },
             headers: self.headers.clone().into_iter().collect(),
+            batch: self.batch,
+            flex: self.flex,
         })
     }
 

@@ -168,6 +168,7 @@ async fn storm(arguments: Arguments, fake: Arc<Fake>) -> ExitCode {
         keys,
         limit,
         mix,
+        insists: arguments.away.is_none(),
         seed: arguments.seed,
         done: done.clone(),
         phase: phase.clone(),
@@ -229,6 +230,7 @@ async fn storm(arguments: Arguments, fake: Arc<Fake>) -> ExitCode {
 /// What nodes logged that nobody caused.
 fn errors(log: &str) -> Vec<String> {
     let expected = [
+        "sqlx",
         "store",
         "journal of an earlier process",
         "upstream call failed",
@@ -278,6 +280,10 @@ fn report(arguments: &Arguments, tally: &Tally, verdict: &Verdict, took: Duratio
     println!(
         "answers by status  {:?}, {} left, {} broken, {} unreachable",
         tally.by_status, tally.left, tally.broken, tally.unreachable
+    );
+    println!(
+        "put off            {} answers of 503 while the store was away, asked again when they said",
+        tally.put_off
     );
     println!(
         "overspend          {} nano-dollars served beyond a limit",

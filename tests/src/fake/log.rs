@@ -81,6 +81,7 @@ pub struct Log {
     entries: Mutex<Vec<Arc<Mutex<Entry>>>>,
     /// Requests seen per model name, for `failfirst`.
     seen: Mutex<HashMap<String, u32>>,
+    pub batches: super::batch::Batches,
     /// Keep counters only: for load runs.
     quiet: bool,
 }
@@ -124,6 +125,7 @@ impl Log {
     pub fn reset(&self) {
         self.entries.lock().unwrap().clear();
         self.seen.lock().unwrap().clear();
+        self.batches.reset();
         for counter in [&self.started, &self.finished, &self.cancelled, &self.cut] {
             counter.store(0, Ordering::SeqCst);
         }

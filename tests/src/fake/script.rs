@@ -52,6 +52,35 @@ pub struct Script {
     pub echo: bool,
     /// Write into each token when it was sent.
     pub stamp: bool,
+    /// What becomes of a batch whose first item is this one.
+    pub batch: BatchPlan,
+}
+
+/// A batch's course.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchPlan {
+    /// From its making to its end.
+    pub length: Duration,
+    /// It is refused once it has been looked through.
+    pub fails: bool,
+    /// At its end it expires.
+    pub expires: bool,
+    /// It does not end by itself.
+    pub never: bool,
+    /// Of a thousand items, so many are done when it expires, or when one that never ends is cancelled.
+    pub part_permille: i64,
+}
+
+impl Default for BatchPlan {
+    fn default() -> Self {
+        Self {
+            length: Duration::from_millis(300),
+            fails: false,
+            expires: false,
+            never: false,
+            part_permille: 0,
+        }
+    }
 }
 
 impl Default for Script {
@@ -74,6 +103,7 @@ impl Default for Script {
             deaf: false,
             echo: false,
             stamp: false,
+            batch: BatchPlan::default(),
         }
     }
 }
@@ -111,6 +141,11 @@ impl Script {
             ("cut", _) => self.cut_after = Some(number(part, value)?),
             ("stall", _) => self.stall_after = Some(number(part, value)?),
             ("failfirst", _) => self.fail_first = Some(number(part, value)?),
+            ("batch", _) => self.batch.length = Duration::from_millis(number(part, value)?),
+            ("bpart", _) => self.batch.part_permille = number::<i64>(part, value)? * 10,
+            ("bfails", "") => self.batch.fails = true,
+            ("bexpires", "") => self.batch.expires = true,
+            ("bnever", "") => self.batch.never = true,
             ("tools", "") => self.tools = true,
             ("hang", "") => self.hang = true,
             ("badusage", "") => self.usage = UsageReport::Wrong,

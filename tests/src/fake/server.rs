@@ -102,12 +102,53 @@ async fn handle(request: Request<Incoming>, log: &Arc<Log>) -> Response<Body> {
             log.reset();
             json(&log.stats())
         }
+        (&Method::GET, "/_fake/batches") => json(&log.batches.shown()),
+        (_, path) if is_batch(path) => batch(request, log).await,
         (&Method::POST, "/v1/chat/completions") => answer(Wire::Openai, request, log).await,
         (&Method::POST, "/v1/messages") => answer(Wire::Anthropic, request, log).await,
         (_, path) => {
             let message = format!("Invalid URL ({} {path})", request.method());
             failure(Wire::Openai, 404, &message, None)
         }
+    }
+}
+
+fn is_batch(path: &str) -> bool {
+    ["/v1/files", "/v1/batches", "/v1/messages/batches"]
+        .iter()
+        .any(|lead| path.starts_with(lead))
+}
+
+/// Files and batches, by whoever brings a key.
+async fn batch(request: Request<Incoming>, log: &Arc<Log>) -> Response<Body> {
+    let (head, incoming) = request.into_parts();
+    let wire = if head.uri.path().contains("/messages/") {
+        Wire::Anthropic
+    } else {
+        Wire::Openai
+    };
+    let Ok(body) = incoming.collect().await else {
+        return failure(wire, 400, "the request body broke off", None);
+    };
+    let needed = if wire == Wire::Anthropic {
+        "x-api-key"
+    } else {
+        "authorization"
+    };
+    if !head.headers.contains_key(needed) {
+        return failure(wire, 401, &format!("{needed} is missing"), None);
+    }
+    let (method, path, body) = (&head.method, head.uri.path(), body.to_bytes());
+    let answered = match wire {
+        Wire::Openai => super::batch::answer_openai(&log.batches, method, path, &body),
+        Wire::Anthropic => super::batch::answer_anthropic(&log.batches, method, path, &body),
+    };
+    match answered {
+        Some((status, body)) => {
+            let head = response(wire, status).header("content-type", "application/json");
+            head.body(full(body)).unwrap()
+        }
+        None => failure(wire, 404, "no such endpoint", None),
     }
 }
 

@@ -33,6 +33,8 @@ pub enum Outcome {
         status: u16,
         body: String,
         took: Duration,
+        /// What the answer says of when to ask again.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -91,10 +93,13 @@ fn read(answer: &[u8], took: Duration) -> Outcome {
                 None => body.ends_with("0\r\n\r\n"),
             };
             if whole {
+                let after = lower.split_once("retry-after: ").map(|(_, rest)| rest);
+                let after = after.and_then(|rest| rest.split("\r\n").next()?.parse().ok());
                 Outcome::Answered {
                     status,
                     body: body.to_owned(),
                     took,
+                    retry_after: after.map(Duration::from_secs),
                 }
             } else {
                 Outcome::Broken

@@ -11,6 +11,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+/// How often a caller asks again.
+const RETRIES: usize = 4;
+
 /// How requests come.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
@@ -29,6 +32,8 @@ pub struct Crowd {
     /// Of each team, in nano-dollars.
     pub limit: i64,
     pub mix: Mix,
+    /// They ask again when the store is away.
+    pub insists: bool,
     pub seed: u64,
     pub done: Arc<AtomicUsize>,
     /// What is going on; requests are counted by it.
@@ -53,6 +58,8 @@ pub struct Tally {
     pub left: usize,
     pub broken: usize,
     pub unreachable: usize,
+    /// Answers that said to ask again, since the store was away; they were.
+    pub put_off: usize,
     /// Refused by a budget of which less than nine tenths had been spent.
     pub starved: usize,
     /// What the first of them was told.
@@ -66,7 +73,7 @@ impl Crowd {
     pub async fn call(self) -> Tally {
         let mut dice = Dice::new(self.seed);
         let mut tally = Tally::default();
-        let mut tasks: JoinSet<(usize, Outcome)> = JoinSet::new();
+        let mut tasks: JoinSet<(usize, usize, Outcome)> = JoinSet::new();
         let mut tick = match self.pace {
             Pace::AtOnce(_) => None,
             Pace::EverySecond(rate) => Some(interval(Duration::from_secs(1) / rate.max(1))),
@@ -88,7 +95,15 @@ impl Crowd {
             let request = self.any_request(&mut dice);
             let first = dice.roll(self.nodes.len() as u64) as usize;
             let (nodes, phase) = (self.nodes.clone(), self.phase.load(Ordering::SeqCst));
-            tasks.spawn(async move { (phase, reach(&nodes, first, &request).await) });
+            let insists = self.insists;
+            tasks.spawn(async move {
+                let (put_off, outcome) = if insists {
+                    insist(&nodes, first, &request).await
+                } else {
+                    (0, reach(&nodes, first, &request).await)
+                };
+                (phase, put_off, outcome)
+            });
         }
         while let Some(over) = tasks.join_next().await {
             self.note(&mut tally, over.unwrap());
@@ -113,8 +128,9 @@ impl Crowd {
         }
     }
 
-    fn note(&self, tally: &mut Tally, (phase, outcome): (usize, Outcome)) {
+    fn note(&self, tally: &mut Tally, (phase, put_off, outcome): (usize, usize, Outcome)) {
         self.done.fetch_add(1, Ordering::SeqCst);
+        tally.put_off += put_off;
         let fate = tally.by_phase.entry(phase).or_default();
         fate.requests += 1;
         let mut failed = |how: &dyn Fn() -> String| {
@@ -131,7 +147,9 @@ impl Crowd {
                 failed(&|| "the connection ended before the answer did".into());
             }
             Outcome::Left => tally.left += 1,
-            Outcome::Answered { status, body, took } => {
+            Outcome::Answered {
+                status, body, took, ..
+            } => {
                 *tally.by_status.entry(status).or_default() += 1;
                 if status == 200 {
                     fate.took_ms.push(took.as_millis() as u64);
@@ -146,6 +164,24 @@ impl Crowd {
                     }
                 }
             }
+        }
+    }
+}
+
+/// As SDKs do: asks again, when told to, while the gateway says that its store is away.
+async fn insist(nodes: &[Node], first: usize, request: &Request) -> (usize, Outcome) {
+    let mut put_off = 0;
+    loop {
+        match reach(nodes, first + put_off, request).await {
+            Outcome::Answered {
+                status: 503,
+                retry_after: Some(after),
+                ..
+            } if put_off < RETRIES => {
+                put_off += 1;
+                sleep(after).await;
+            }
+            outcome => return (put_off, outcome),
         }
     }
 }

@@ -54,6 +54,13 @@ impl Balance {
             .minus(self.reserved)
             .minus(self.elsewhere)
     }
+
+    /// Who is refused `needed` now starves: it would fit into what nobody has spent, and less than nine tenths of the
+    /// limit are spent.
+    pub(crate) fn starves(&self, needed: Money) -> bool {
+        let (spent, limit) = (i128::from(self.spent.nanos()), i128::from(self.limit.nanos()));
+        spent * 10 < limit * 9 && needed <= self.limit.minus(self.spent)
+    }
 }
 
 /// The budgets that a request meets.
@@ -70,6 +77,19 @@ pub(crate) struct Path {
 struct CellRef {
     budget: usize,
     starts_us: i64,
+}
+
+/// Of what is left no request takes a larger part than this to begin with, if it can begin with less.
+const MODEST: i64 = 4;
+
+/// How much to hold.
+#[derive(Clone, Copy, Debug)]
+struct Amount {
+    want: Money,
+    /// Below this it is of no use.
+    least: Money,
+    /// Beyond this no more is taken than a part of what is left.
+    modest: Money,
 }
 
 /// Money held for one request.
@@ -334,7 +354,8 @@ impl Books {
         now_us: i64,
     ) -> Result<(Transfer, Money), Short> {
         let common = path.common.clone();
-        let (granted, left) = self.hold(&common, (want, least), now_us)?;
+        let modest = least;
+        let (granted, left) = self.hold(&common, Amount { want, least, modest }, now_us)?;
         let cells: SmallVec<[CellRef; 4]> = common
             .iter()
             .map(|budget| self.cell_at(*budget, now_us))
@@ -377,7 +398,12 @@ impl Books {
             .copied()
             .filter(|position| self.budgets[*position].budget.spec.scope.matches_target(target))
             .collect();
-        self.hold(&matching, (held, held), now_us)?;
+        let all = Amount {
+            want: held,
+            least: held,
+            modest: held,
+        };
+        self.hold(&matching, all, now_us)?;
         for position in matching {
             let cell = self.cell_at(position, now_us);
             transfer.cells.push(cell);
@@ -414,7 +440,12 @@ impl Books {
         }
         let one = Money::from_nanos(1);
         let positions: SmallVec<[usize; 4]> = transfer.cells.iter().map(|cell| cell.budget).collect();
-        match self.hold(&positions, (more, one.min(more)), transfer.admitted_us) {
+        let amount = Amount {
+            want: more,
+            least: one.min(more),
+            modest: more,
+        };
+        match self.hold(&positions, amount, transfer.admitted_us) {
             Ok((granted, left)) => {
                 transfer.held = transfer.held.plus(granted);
                 Ok((granted, left))
@@ -533,7 +564,7 @@ impl Books {
     fn hold(
         &mut self,
         budgets: &[usize],
-        (want, least): (Money, Money),
+        Amount { want, least, modest }: Amount,
         now_us: i64,
     ) -> Result<(Money, Money), Short> {
         let mut left = Money::MAX;
@@ -547,9 +578,10 @@ impl Books {
                 tightest = Some((*position, at));
             }
         }
-        let granted = want.min(left).max(Money::ZERO);
+        let modest = Money::from_nanos(left.nanos() / MODEST).max(modest);
+        let granted = want.min(left).min(modest).max(Money::ZERO);
         if let Some((position, at)) = tightest
-            && granted < want
+            && left < want
         {
             let one = Money::from_nanos(1);
             let credit = self.credit;

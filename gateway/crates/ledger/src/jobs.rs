@@ -141,6 +141,29 @@ pub struct ItemEnd {
     pub request: Option<RequestId>,
     /// To be posted with it, where a provider has answered.
     pub record: Option<Record>,
+    /// Back in the queue, it is not to be looked at before so much later, in microseconds.
+    pub later_us: i64,
+}
+
+impl ItemEnd {
+    /// An end that costs nothing.
+    pub fn free(item: &StoredItem, state: &'static str) -> Self {
+        Self {
+            job: item.job.clone(),
+            number: item.number,
+            state,
+            way: None,
+            rescue: false,
+            status: 0,
+            problem: String::new(),
+            output: None,
+            charge: Money::ZERO,
+            saved: Money::ZERO,
+            request: None,
+            record: None,
+            later_us: 0,
+        }
+    }
 }
 
 /// Items of one job by state.

@@ -109,6 +109,15 @@ pub struct Principal {
 }
 
 impl Principal {
+    /// Someone of an account, whom nothing narrows.
+    pub fn of(account: AccountPath) -> Self {
+        Self {
+            account: Arc::new(account),
+            grants: Grants::default(),
+            networks: Vec::new(),
+        }
+    }
+
     /// Whether it may come from there. An address that is not known is in no network.
     pub fn may_come_from(&self, address: Option<IpAddr>) -> bool {
         self.networks.is_empty()

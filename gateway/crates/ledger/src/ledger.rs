@@ -17,6 +17,7 @@ use exchange::{AccountPath, KeyHash, Money, Record, RequestId};
 use smallvec::SmallVec;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -63,6 +64,22 @@ pub struct Ask<'a> {
     pub now_unix_us: i64,
 }
 
+/// What a ledger has done since it was opened, and how it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requests that a budget refused.
+    pub refused: u64,
+    /// Those among them that would have fitted into what was not spent, with more than a tenth of the limit left: money
+    /// that others held and did not use.
+    pub starved: u64,
+    /// Spent beyond hard limits, by what this node posted.
+    pub overspent: Money,
+    /// Settlements that wait for the store.
+    pub waiting: u64,
+    /// The store does not answer.
+    pub is_away: bool,
+}
+
 /// Why no money was held.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
@@ -96,6 +113,8 @@ struct Inner {
     desk: Desk,
     writer: Arc<Writer>,
     keeper: Keeper,
+    refused: AtomicU64,
+    starved: AtomicU64,
     alerts: Mutex<Option<mpsc::Receiver<Alert>>>,
 }
 
@@ -169,6 +188,8 @@ impl Ledger {
             desk,
             writer,
             keeper,
+            refused: AtomicU64::new(0),
+            starved: AtomicU64::new(0),
             alerts: Mutex::new(Some(receiver)),
         })))
     }
@@ -194,7 +215,7 @@ impl Ledger {
         self.0.keyring.is_closed(account)
     }
 
-    /// Holds money in every budget on the principal's path: as much of `want` as there is, if that is at least `least`.
+    /// Holds money in every budget on the principal's path: `want`, or where little is left a part of that, at least `least`.
     /// Waits only where this node's slice of a budget is used up: for the store, or for money that is held but not spent.
     ///
     /// # Errors
@@ -229,10 +250,7 @@ impl Ledger {
                 }
                 Err(short) => short,
             };
-            let denied = || Denied::Budget {
-                balance: short.balance.clone(),
-                needed: ask.least,
-            };
+            let denied = || self.refused(&short.balance, ask.least);
             if short.hopeless {
                 return Err(denied());
             }
@@ -257,6 +275,29 @@ impl Ledger {
                     .problem()
                     .map_or_else(denied, |problem| Denied::Store { problem }));
             }
+        }
+    }
+
+    fn refused(&self, balance: &Balance, needed: Money) -> Denied {
+        self.0.refused.fetch_add(1, Ordering::Relaxed);
+        self.0
+            .starved
+            .fetch_add(u64::from(balance.starves(needed)), Ordering::Relaxed);
+        Denied::Budget {
+            balance: balance.clone(),
+            needed,
+        }
+    }
+
+    /// For metrics.
+    pub fn counts(&self) -> Counts {
+        let (waiting, overspent) = self.0.writer.standing();
+        Counts {
+            refused: self.0.refused.load(Ordering::Relaxed),
+            starved: self.0.starved.load(Ordering::Relaxed),
+            overspent,
+            waiting,
+            is_away: self.0.keeper.problem().is_some(),
         }
     }
 

@@ -28,12 +28,12 @@ pub use jobs::{ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, StoredIte
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};
-pub use ledger::{AccountSpec, Ask, Denied, Ledger, OpenError, Settings, migrate};
+pub use ledger::{AccountSpec, Ask, Counts, Denied, Ledger, OpenError, Settings, migrate};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
     Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
     Dimension, EditError, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
     StoredAttempt, StoredBudget, StoredDecision, StoredOutcome, StoredRequest, Subtree, Summary, UsageQuery,
-    UsageRow, billed, decisions,
+    UsageRow, Waiting, billed, decisions,
 };
 pub use window::{Period, Window, Zone};

@@ -30,6 +30,7 @@ pub use billed::{Billed, BilledLine, billed};
 pub use budgets::{BudgetChange, StoredBudget};
 pub use decisions::{StoredDecision, StoredOutcome, decisions};
 pub use edit::{AuditEntry, Change, EditError, Source};
+pub use jobs::Waiting;
 pub use keys::KeyChange;
 pub(crate) use lease::{LeaseAsk, LeaseState};
 pub use outcomes::{Answered, Outcome, ServedBy};

@@ -1,9 +1,11 @@
 //! Moves settlements into the store, many at a time, and lets the journal forget what has arrived.
 
 use crate::books::Books;
+use crate::budget::Enforcement;
 use crate::journal::{Fsync, Journal, JournalError};
 use crate::settlement::Settlement;
 use crate::store::{Alert, Posted, Spend, Store, StoreError};
+use exchange::Money;
 use smallvec::SmallVec;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Settlements that may wait for the store. Beyond it no more money is given out: every one of them is in the journal,
-/// but a gateway that can no longer tell what it spent has no business spending.
-const BACKLOG: usize = 100_000;
+/// but a gateway that can no longer tell what it spent has no business spending. At 5,000 a second they last for 80 s and
+/// take half a gigabyte.
+const BACKLOG: usize = 400_000;
 /// Settlements per transaction.
 const BATCH: usize = 2_000;
 /// How long they gather before they are written; what a dashboard lags behind.
@@ -38,6 +41,8 @@ struct Queue {
     pushed: u64,
     closing: bool,
     problem: Option<String>,
+    /// Beyond hard limits.
+    overspent: Money,
 }
 
 /// What the writer works with.
@@ -104,6 +109,15 @@ impl Writer {
         }
     }
 
+    /// Settlements that wait, and what was spent beyond hard limits.
+    pub(crate) fn standing(&self) -> (u64, Money) {
+        let queue = self.queue();
+        (
+            queue.pushed.saturating_sub(*self.written.borrow()),
+            queue.overspent,
+        )
+    }
+
     pub(crate) fn healthy(&self) -> Result<(), String> {
         let queue = self.queue();
         if queue.waiting.len() < BACKLOG {
@@ -149,7 +163,8 @@ async fn run(
             }
             queue.1.notified().await;
         }
-        if !closing {
+        // A full batch has gathered long enough.
+        if !closing && lock(&queue.0).waiting.len() < BATCH {
             sleep(GATHER).await;
         }
         let turn = desk.turn.lock().await;
@@ -165,6 +180,11 @@ async fn run(
         let segments = batch.iter().flat_map(|posting| posting.segments.iter().copied());
         desk.journal.forget(segments);
         progress.send_modify(|count| *count += batch.len() as u64);
+        let over = overspent(&desk, &posted.spends);
+        if over > Money::ZERO {
+            let mut queue = lock(&queue.0);
+            queue.overspent = queue.overspent.plus(over);
+        }
         raise(&desk, &mut raised, &posted.spends).await;
     }
 }
@@ -190,6 +210,19 @@ async fn write(store: &Store, queue: &Mutex<Queue>, batch: &[Posting]) -> Option
         }
         sleep(RETRY).await;
     }
+}
+
+/// What a batch spent beyond hard limits.
+fn overspent(desk: &Desk, spends: &[Spend]) -> Money {
+    let books = desk.books();
+    let now_us = (desk.clock)();
+    let over = |spend: &Spend| {
+        let budget = books.definition(&spend.budget)?;
+        let limit = (budget.spec.enforcement == Enforcement::Hard).then(|| budget.limit(now_us))?;
+        let beyond = |spent: Money| spent.minus(limit).max(Money::ZERO);
+        Some(beyond(spend.spent).minus(beyond(spend.spent.minus(spend.added))))
+    };
+    spends.iter().filter_map(over).sum()
 }
 
 /// A budget window's threshold, as far as this process knows it was told.

@@ -100,6 +100,14 @@ async fn what_is_leased_is_spent_and_the_rest_is_refused() {
     let refused = beyond_the_slice(&ledger, 90_000).await.unwrap_err();
     assert!(matches!(refused, Denied::Store { .. }), "{refused}");
     drop(hold(&ledger, 11, 100).await.unwrap());
+    // What others hold of the slice is waited for; it comes back without the store.
+    let first = hold(&ledger, 12, 1_000).await.unwrap();
+    let give_back = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(first);
+    };
+    let (second, ()) = tokio::join!(hold(&ledger, 13, 1_000), give_back);
+    drop(second.unwrap());
     server.start_again();
     // Its reserve waits for the store, which is back.
     let mut granted = beyond_the_slice(&ledger, 90_000).await;

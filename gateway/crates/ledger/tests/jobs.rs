@@ -170,6 +170,7 @@ fn end(job: &str, number: i64, charge: i64) -> ItemEnd {
         saved: Money::from_nanos(charge),
         request: Some(request),
         record: Some(record),
+        later_us: 0,
     }
 }
 

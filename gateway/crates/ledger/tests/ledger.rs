@@ -209,7 +209,8 @@ async fn a_partial_grant_is_extended_while_there_is_money() {
             .unwrap()
             .envelope()
             .granted,
-        Money::from_nanos(100)
+        Money::from_nanos(60),
+        "no more than it needs to begin with: others may come"
     );
 }
 

@@ -17,7 +17,7 @@ pub use metrics::{BOUNDS, Histogram, Metrics};
 use crate::backend::{AllocateError, BLOCK_TOKENS, Backend};
 use crate::grammar::Grammar;
 use crate::sample::Sampling;
-use crate::scheduler::{Class, Limits};
+use crate::scheduler::{Class, Limits, Share};
 use crate::text::Tokenizer;
 use crate::think::{Channel, Thinking};
 use board::Board;
@@ -179,7 +179,7 @@ impl Default for Settings {
 pub struct Slot {
     pub id: u64,
     pub tenant: Arc<str>,
-    pub class: &'static str,
+    pub class: Class,
     /// `queued`, `prefill` or `decode`.
     pub phase: &'static str,
     pub prompt_tokens: usize,
@@ -188,6 +188,13 @@ pub struct Slot {
     pub output_tokens: usize,
     pub age_ms: u64,
     pub busy_ms: f64,
+}
+
+/// Every request, and what every tenant was served.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Standing {
+    pub slots: Vec<Slot>,
+    pub tenants: Vec<Share>,
 }
 
 /// How much there is to do.
@@ -231,7 +238,7 @@ struct Embedding {
 enum Command {
     Submit(Box<Submission>),
     Embed(Embedding),
-    Slots(Box<dyn FnOnce(Vec<Slot>) + Send>),
+    Standing(Box<dyn FnOnce(Standing) + Send>),
 }
 
 /// The engine. Dropping it stops the running step, ends all requests and joins the thread.
@@ -379,8 +386,8 @@ impl Engine {
     ///
     /// # Errors
     /// The engine is full or has stopped.
-    pub fn slots(&self, tell: Box<dyn FnOnce(Vec<Slot>) + Send>) -> Result<(), SubmitError> {
-        self.send(Command::Slots(tell))
+    pub fn standing(&self, tell: Box<dyn FnOnce(Standing) + Send>) -> Result<(), SubmitError> {
+        self.send(Command::Standing(tell))
     }
 
     /// Counters and histograms.

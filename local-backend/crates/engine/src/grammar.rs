@@ -43,6 +43,18 @@ impl TokenizerEnv for Environment {
     }
 }
 
+/// The schema with white space fixed, so that a small model cannot fill its answer with blanks: one after each comma and
+/// colon, as most JSON that models have read.
+#[must_use]
+pub fn tight(schema: &serde_json::Value) -> serde_json::Value {
+    let mut schema = schema.clone();
+    if let Some(fields) = schema.as_object_mut() {
+        let fixed = serde_json::json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " });
+        fields.entry("x-guidance").or_insert(fixed);
+    }
+    schema
+}
+
 fn unusable(error: impl std::fmt::Display) -> GrammarError {
     GrammarError::Unusable(error.to_string())
 }
@@ -78,7 +90,7 @@ impl Grammars {
     /// # Errors
     /// It is no schema, or one with parts that cannot be held to.
     pub fn json(&self, schema: &serde_json::Value) -> Result<Grammar, GrammarError> {
-        self.make(TopLevelGrammar::from_json_schema(schema.clone()))
+        self.make(TopLevelGrammar::from_json_schema(tight(schema)))
     }
 
     /// A context-free grammar in llguidance's Lark.

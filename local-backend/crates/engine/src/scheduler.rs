@@ -21,6 +21,7 @@ mod pace;
 mod tenants;
 
 pub use pace::{Pace, Work};
+pub use tenants::Share;
 
 use crate::backend::BLOCK_TOKENS;
 use crate::kv::{Blocks, Table};
@@ -36,7 +37,8 @@ const CHUNK: (usize, usize) = (16, 512);
 const SPECULATING: usize = 4;
 
 /// How soon a request is served. Smaller is sooner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Class {
     #[default]
     Foreground,
@@ -194,6 +196,12 @@ impl Scheduler {
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         (self.running.len(), self.waiting.len())
+    }
+
+    /// What each tenant was served.
+    #[must_use]
+    pub fn shares(&self) -> Vec<Share> {
+        self.tenants.shares()
     }
 
     /// Puts a request into the queue.

@@ -223,7 +223,26 @@ fn write(shape: &Shape, folder: &Path) -> PathBuf {
     path
 }
 
+/// The shim; with `TOLLGATE_CARD=1` the first card.
 fn place(precision: Precision, capacity: Capacity) -> Place {
+    #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
+    let is_card = std::env::var("TOLLGATE_CARD").is_ok();
+    if is_card {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.run/cuda");
+        let settings = CudaSettings {
+            root: Some(root),
+            ..CudaSettings::default()
+        };
+        let found = find(Device::Cuda, 1, &settings).unwrap_or_else(|error| panic!("{error}"));
+        let Place::Cuda { driver, .. } = found.0 else {
+            panic!("a card")
+        };
+        return Place::Cuda {
+            driver,
+            precision,
+            capacity,
+        };
+    }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     Place::Cuda {
         driver: Simt::build(folder, Order::Mixed).unwrap_or_else(|error| panic!("{error}")),

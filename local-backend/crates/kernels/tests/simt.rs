@@ -1,13 +1,15 @@
 //! The CUDA kernels, unchanged, on the CPU, against plain code in f64. Threads of a block run in three orders.
+//!
+//! On a machine with a card, `TOLLGATE_CARD=1` runs the same tests there.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use half::{bf16, f16};
 use kernels::Pairs;
 use kernels::cuda::{
-    Activations, Batch, Buffer, Cuts, Driver, Emit, Form, Gate, Glu, HeadShape, Kind, KvPages, Limits,
-    Matrix, Norm, Ops, Order, Place, Precision, QkvExtras, Sampling, Scratch, Simt, Singles, Span, Steps,
-    Then, WeightBlock, Workspace, pack,
+    Activations, Batch, Buffer, Card, Cuts, Driver, Emit, Form, Gate, Glu, HeadShape, Kind, KvPages,
+    Libraries, Limits, Matrix, Norm, Ops, Order, Place, Precision, QkvExtras, Sampling, Scratch, Simt,
+    Singles, Span, Steps, Then, WeightBlock, Workspace, pack,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +17,13 @@ use std::sync::Arc;
 const ORDERS: [Order; 3] = [Order::Forwards, Order::Backwards, Order::Mixed];
 
 fn ops(order: Order, precision: Precision) -> Ops {
+    #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
+    let is_card = std::env::var("TOLLGATE_CARD").is_ok();
+    if is_card {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.run/cuda");
+        let card = Card::open(0, &Libraries::new(Some(&root)), None);
+        return Ops::new(card.unwrap_or_else(|error| panic!("{error}")), precision);
+    }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     Ops::new(
         Simt::build(folder, order).unwrap_or_else(|error| panic!("{error}")),

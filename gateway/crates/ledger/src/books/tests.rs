@@ -572,6 +572,40 @@ fn a_request_stays_in_the_window_in_which_it_was_admitted() {
 }
 
 #[test]
+fn who_is_refused_what_nobody_has_spent_starves() {
+    let mut balance = team_balance();
+    balance.spent = money(LIMIT / 2);
+    assert!(balance.starves(money(LIMIT / 2)));
+    assert!(!balance.starves(money(LIMIT / 2 + 1)));
+    balance.spent = money(LIMIT / 10 * 9);
+    assert!(!balance.starves(money(1)));
+}
+
+fn team_balance() -> Balance {
+    node().books.all(NOW).remove(0)
+}
+
+#[test]
+fn a_request_begins_with_a_part_of_what_is_left() {
+    let mut world = World::new(1);
+    world.round(0, true, false);
+    let reserve = |world: &mut World, amounts: (i64, i64)| {
+        let node = &mut world.nodes[0];
+        let path = node.books.path(&account("other"), None, &[]);
+        let (transfer, _) = node
+            .books
+            .reserve(path, (money(amounts.0), money(amounts.1)), NOW)
+            .ok()?;
+        Some(transfer.held().nanos())
+    };
+    assert_eq!(reserve(&mut world, (LIMIT / 2, LIMIT / 2)), None);
+    world.round(0, false, false);
+    assert_eq!(reserve(&mut world, (LIMIT, 100)), Some(LIMIT / 8));
+    assert_eq!(reserve(&mut world, (1_000, 100)), Some(LIMIT * 3 / 8 / 4));
+    assert_eq!(reserve(&mut world, (1_000, 1_000)), Some(1_000));
+}
+
+#[test]
 fn what_is_spent_is_hopeless_and_what_is_held_is_not() {
     let mut world = World::new(1);
     let reserve = |world: &mut World, amount| {

@@ -7,6 +7,8 @@ mod pack;
 mod row;
 mod settle;
 
+pub use pack::Waiting;
+
 use super::sql::{Sql, Value};
 use super::{Store, StoreError, unread, written};
 use crate::jobs::{Escrow, Job, JobKind, Jobs, Need, NewItem, StoredItem, Tally};
@@ -121,6 +123,14 @@ sql!(
 sql!(
     DELETE_ITEMS,
     "DELETE FROM job_items WHERE job = $1 AND state IN ('filed')"
+);
+sql!(
+    DELETE_ENDED_ITEMS,
+    "DELETE FROM job_items WHERE job = (SELECT id FROM jobs WHERE id = $1 AND state IN ('ended', 'failed'))"
+);
+sql!(
+    DELETE_ENDED,
+    "DELETE FROM jobs WHERE id = $1 AND state IN ('ended', 'failed')"
 );
 sql!(DELETE_JOB, "DELETE FROM jobs WHERE id = $1 AND kind = 'file'");
 
@@ -371,6 +381,15 @@ impl Jobs {
     pub async fn delete_file(&self, file: &str) -> Result<(), StoreError> {
         let id = [Value::Text(file)];
         for statement in [&DELETE_ITEMS, &DELETE_JOB] {
+            self.store.pool.fetch(statement, &id).await.map_err(written)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an ended job away.
+    pub async fn delete_ended(&self, job: &str) -> Result<(), StoreError> {
+        let id = [Value::Text(job)];
+        for statement in [&DELETE_ENDED_ITEMS, &DELETE_ENDED] {
             self.store.pool.fetch(statement, &id).await.map_err(written)?;
         }
         Ok(())

@@ -26,6 +26,8 @@ pub(crate) struct Spend {
     pub(crate) budget: String,
     pub(crate) starts_us: i64,
     pub(crate) spent: Money,
+    /// By this batch.
+    pub(crate) added: Money,
 }
 
 /// Rows per statement, the largest first; these stay prepared for any number of rows.
@@ -259,13 +261,23 @@ impl Store {
                 Value::Int(0),
             ]);
         }
+        let added: HashMap<(&str, i64), i64> = sums
+            .iter()
+            .map(|(cell, sum)| ((&*cell.budget, cell.window.starts_us), sum.due + sum.late))
+            .collect();
         let mut spends = Vec::with_capacity(sums.len());
         for (statement, values) in statements(&WINDOWS, 9, &values) {
             for row in transaction.fetch(statement, values).await? {
+                let (budget, starts_us) = (row.text(0)?, row.int(1)?);
+                let added = added
+                    .get(&(budget.as_str(), starts_us))
+                    .copied()
+                    .unwrap_or_default();
                 spends.push(Spend {
-                    budget: row.text(0)?,
-                    starts_us: row.int(1)?,
+                    budget,
+                    starts_us,
                     spent: Money::from_nanos(row.int(2)?),
+                    added: Money::from_nanos(added),
                 });
             }
         }

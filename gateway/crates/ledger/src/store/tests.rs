@@ -159,6 +159,7 @@ async fn a_request_is_posted_once(bench: &Bench) {
     assert_eq!(store.post(&[&one, &two, &two]).await.unwrap().new, 2);
     let again = store.post(&[&one, &settlement(3, &search, 5)]).await.unwrap();
     assert_eq!((again.new, again.spends[0].spent.nanos()), (1, 47));
+    assert_eq!(again.spends[0].added.nanos(), 5);
     let state = lease(&store, &search, (0, 0, 0), 1).await;
     assert_eq!(sums(&state), (500, 47, 47, 453));
     let row = store.request(one.record.request).await.unwrap().unwrap();

@@ -51,11 +51,10 @@ impl Store {
         match self.pool {
             Pool::Sqlite(_) => {
                 if let Some(day) = first_kept {
-                    for (table, _) in PARTITIONED {
-                        let old = Sql::new(&format!(
-                            "DELETE FROM {table} WHERE started_us < {}",
-                            day * DAY_US
-                        ));
+                    // By the id, which the rows are in the order of.
+                    let id = first_id(day).replace('-', "");
+                    for (table, key) in PARTITIONED {
+                        let old = Sql::new(&format!("DELETE FROM {table} WHERE {key} < x'{id}'"));
                         transaction.execute(&old, &[]).await.map_err(written)?;
                     }
                 }

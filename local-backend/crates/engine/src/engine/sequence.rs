@@ -314,10 +314,7 @@ impl Sequence {
         Slot {
             id: self.id,
             tenant: self.order.tenant.clone(),
-            class: match self.order.class {
-                crate::scheduler::Class::Foreground => "foreground",
-                crate::scheduler::Class::Background => "background",
-            },
+            class: self.order.class,
             phase: self.phase(),
             prompt_tokens: self.counts.prompt,
             computed_tokens: computed,

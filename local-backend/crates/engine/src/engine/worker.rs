@@ -3,7 +3,7 @@
 use super::board::Board;
 use super::metrics::add;
 use super::sequence::{Model, Sequence};
-use super::{Command, Embedding, Settings, Shared, Speculation, Submission};
+use super::{Command, Embedding, Settings, Shared, Speculation, Standing, Submission};
 use crate::backend::{Backend, Row, StepEnd};
 use crate::scheduler::{Class, Job, Part, Plan, Scheduler};
 use crate::text::Tokenizer;
@@ -89,14 +89,17 @@ impl Worker {
         match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Embed(embedding) => self.embeddings.push_back(embedding),
-            Command::Slots(tell) => {
+            Command::Standing(tell) => {
                 let mut slots: Vec<_> = self
                     .sequences
                     .values()
                     .map(|sequence| sequence.slot(self.scheduler.computed_tokens(sequence.id)))
                     .collect();
                 slots.sort_by_key(|slot| slot.id);
-                tell(slots);
+                tell(Standing {
+                    slots,
+                    tenants: self.scheduler.shares(),
+                });
             }
         }
     }

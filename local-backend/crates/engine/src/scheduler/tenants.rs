@@ -14,6 +14,20 @@ struct Tenant {
     weight: u64,
     counter: u64,
     requests: usize,
+    /// Tokens it was served, output counted twice.
+    tokens: u64,
+}
+
+/// What a tenant was served since the start, or since it was forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Share {
+    pub tenant: Arc<str>,
+    pub class: Class,
+    pub weight: u64,
+    /// Prompt tokens that were computed, and output tokens twice.
+    pub served_tokens: u64,
+    /// Requests that run or wait.
+    pub requests: usize,
 }
 
 /// Virtual token counters, for each class on its own.
@@ -63,7 +77,22 @@ impl Tenants {
     pub(super) fn served(&mut self, class: Class, tenant: &Arc<str>, tokens: u64) {
         if let Some(known) = self.known.get_mut(&(class, tenant.clone())) {
             known.counter += tokens * SCALE / known.weight.max(1);
+            known.tokens += tokens;
         }
+    }
+
+    /// Everybody who is known.
+    pub(super) fn shares(&self) -> Vec<Share> {
+        let share = |((class, name), tenant): (&(Class, Arc<str>), &Tenant)| Share {
+            tenant: name.clone(),
+            class: *class,
+            weight: tenant.weight,
+            served_tokens: tenant.tokens,
+            requests: tenant.requests,
+        };
+        let mut shares: Vec<Share> = self.known.iter().map(share).collect();
+        shares.sort_by(|a, b| (a.class, &a.tenant).cmp(&(b.class, &b.tenant)));
+        shares
     }
 
     fn raise(&mut self, class: Class) -> u64 {

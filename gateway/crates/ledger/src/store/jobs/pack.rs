@@ -92,7 +92,11 @@ sql!(
     LET_GO_ITEMS,
     "UPDATE job_items SET lease_us = 0 WHERE node = $1 AND state = 'submitted' AND pack = ''"
 );
-sql!(LET_GO_PACKS, "UPDATE packs SET lease_us = 0 WHERE node = $1");
+// What an earlier process has just asked a provider for may be on its way still.
+sql!(
+    LET_GO_PACKS,
+    "UPDATE packs SET lease_us = CASE WHEN state = 'creating' THEN {now} + 2000000 ELSE 0 END WHERE node = $1"
+);
 sql!(
     LATE_BATCH,
     "UPDATE job_items SET way = 'standard', rescue = $2 WHERE state = 'queued' AND way = 'batch' AND deadline_us < {now} + $1 RETURNING job"

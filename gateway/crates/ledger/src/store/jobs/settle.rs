@@ -14,7 +14,7 @@ sql!(
     END,
     "UPDATE job_items SET state = $3, way = CASE WHEN $4 = '' THEN way ELSE $4 END, rescue = rescue OR $5, status = $6, \
      problem = $7, output = $8, charge = charge + $9, saved = saved + $10, request = $11, pack = CASE WHEN $3 = 'queued' THEN '' ELSE pack END, \
-     lease_us = 0, ready_us = {now}, \
+     lease_us = 0, ready_us = {now} + $12, \
      ended_us = CASE WHEN $3 = 'queued' THEN 0 ELSE {now} END \
      WHERE job = $1 AND number = $2 AND state IN ('packed', 'submitted') RETURNING deployment, held"
 );
@@ -174,6 +174,7 @@ async fn end_item(transaction: &mut Transaction, end: &ItemEnd) -> sqlx::Result<
         Value::Int(end.charge.nanos()),
         Value::Int(end.saved.nanos()),
         Value::Text(&request),
+        Value::Int(end.later_us),
     ];
     let rows = transaction.fetch(&END, &values).await?;
     let row = rows.first();

@@ -1,0 +1,172 @@
+//! One request taken as an item: read, ruled like any other, given its way and its price.
+
+use crate::clock;
+use crate::fleet::Deployment;
+use crate::gateway::Gateway;
+use crate::rule::{Moment, Ruled, rule};
+use ::batch::{Offer, Way, choose};
+use bytes::Bytes;
+use dialect::Request;
+use exchange::{
+    BackendClass, Dialect, Envelope, Money, Refusal, RefusalKind, ServiceTier, TokenClass, Usage, UsageSource,
+};
+use ledger::{NewItem, Principal};
+use std::sync::Arc;
+
+/// What a model is believed to produce at most that has no limit of its own and was given none.
+const OUTPUT_BOUND: u64 = 8_192;
+/// A wait that is cut short costs so much time: a queue is left.
+const LEAVE_US: i64 = 60_000_000;
+
+/// A request that was read and ruled.
+pub(super) struct Admitted {
+    pub(super) request: Request,
+    pub(super) ruled: Ruled,
+    /// Where it goes, in the fleet.
+    pub(super) index: usize,
+}
+
+/// Reads a body and lets the policy rule.
+///
+/// # Errors
+/// It is no request, or nobody may serve it.
+pub(super) fn admit(
+    gateway: &Gateway,
+    who: &Principal,
+    (dialect, body): (Dialect, Bytes),
+) -> Result<Admitted, Refusal> {
+    let request = dialect::read_request(dialect, body).map_err(|error| {
+        let refusal = Refusal::new(RefusalKind::InvalidRequest, error.message);
+        match error.param {
+            Some(param) => refusal.param(param),
+            None => refusal,
+        }
+    })?;
+    if request.facts.stream {
+        return Err(
+            Refusal::new(RefusalKind::InvalidRequest, "`stream` makes no sense in a batch").param("stream"),
+        );
+    }
+    let rules = gateway.rules.now();
+    let mut offers = rules.fleet.offers(&request.facts);
+    // What is down or full now need not be when it comes to this item.
+    offers.iter_mut().for_each(|offer| offer.available = true);
+    let now = clock::unix_us();
+    let envelope = Envelope {
+        granted: Money::MAX,
+        remaining: Money::MAX,
+    };
+    let moment = Moment {
+        unix_s: now / 1_000_000,
+        seed: clock::new_request(now).1,
+    };
+    let ruled = rule((&rules, gateway), (who, &request), &mut offers, envelope, moment)
+        .map_err(|unruled| unruled.refusal)?;
+    let index = ruled.decision.plan.first().index;
+    Ok(Admitted {
+        request,
+        ruled,
+        index,
+    })
+}
+
+/// The most output that an item may have at a deployment.
+pub(super) fn output_bound(deployment: &Deployment, request: &Request) -> u64 {
+    let most = deployment.max_output_tokens.unwrap_or(OUTPUT_BOUND);
+    request
+        .facts
+        .max_output_tokens
+        .map_or(most, |asked| asked.min(most))
+}
+
+/// What an item costs at most at a tier.
+fn price(deployment: &Deployment, request: &Request, tier: ServiceTier) -> Money {
+    let usage = Usage::new(UsageSource::Estimated)
+        .with(TokenClass::Input, request.facts.input_tokens)
+        .with(TokenClass::Output, output_bound(deployment, request));
+    deployment.price.load().charge(&usage, tier).total
+}
+
+pub(super) const fn tier(way: Way) -> ServiceTier {
+    match way {
+        Way::Batch => ServiceTier::Batch,
+        Way::Flex | Way::Background => ServiceTier::Flex,
+        Way::Standard | Way::Local => ServiceTier::Standard,
+    }
+}
+
+/// The way of an item that has until `deadline_us`, by the core.
+pub(super) fn way(
+    gateway: &Gateway,
+    deployment: &Deployment,
+    request: &Request,
+    (now_us, deadline_us): (i64, i64),
+) -> Way {
+    let settings = &deployment.upstream.settings;
+    let rescue_us = gateway.config.batch.rescue.needs_us(1);
+    let cancel_us = i64::try_from(gateway.config.batch.cancel.as_micros()).unwrap_or(i64::MAX);
+    let slack_us = deadline_us.saturating_sub(now_us);
+    let offer = |way, in_time, leave_us| Offer {
+        way,
+        price: price(deployment, request, tier(way)).nanos(),
+        in_time,
+        leave_us,
+    };
+    let mut offers = vec![offer(Way::Standard, 1.0, 0)];
+    if settings.batch.is_some() {
+        let times = gateway.batch.times(&settings.name, &deployment.model);
+        // A batch that is cancelled has had what was left of the time before.
+        let leave_us = cancel_us.min(slack_us / 4);
+        let in_time = times.0.within(&times.1, 0, slack_us - rescue_us - leave_us);
+        offers.push(offer(Way::Batch, in_time, leave_us));
+    }
+    if settings.flex {
+        offers.push(offer(Way::Flex, gateway.batch.flex_room(), LEAVE_US));
+    }
+    choose(&offers, slack_us, rescue_us).way
+}
+
+/// An item of a job.
+pub(super) fn item(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    (number, custom_id): (i64, String),
+    (now_us, deadline_us): (i64, i64),
+) -> Result<NewItem, Refusal> {
+    let rules = gateway.rules.now();
+    let candidate = admitted.ruled.decision.plan.first();
+    let deployment = rules.fleet.get(admitted.index);
+    let request = &admitted.request;
+    let way = if candidate.class == BackendClass::Local && deployment.upstream.settings.batch.is_none() {
+        Way::Local
+    } else {
+        way(gateway, deployment, request, (now_us, deadline_us))
+    };
+    let sealed = gateway.batch.vault.seal(&request.raw);
+    let input = sealed.map_err(|error| Refusal::new(RefusalKind::Internal, error.to_string()))?;
+    Ok(NewItem {
+        number,
+        custom_id,
+        way: way.as_str(),
+        pool: format!("{}/{}", candidate.provider, candidate.deployment),
+        provider: candidate.provider.clone(),
+        deployment: candidate.deployment.clone(),
+        model: candidate.model.clone(),
+        class: candidate.class,
+        prefix: request.facts.prefix_hash.cast_signed(),
+        bytes: i64::try_from(request.raw.len()).unwrap_or(i64::MAX),
+        // What is called for one by one is held when it is called for, like any request.
+        held: if way == Way::Batch {
+            price(deployment, request, ServiceTier::Batch)
+        } else {
+            Money::ZERO
+        },
+        input: Some(input),
+    })
+}
+
+/// Whoever holds the key that made a job, if it is still good.
+pub(super) fn holder(gateway: &Gateway, key_hash: &str) -> Option<Arc<Principal>> {
+    let hash = exchange::KeyHash::from_hex(key_hash)?;
+    gateway.ledger.authenticate(&hash, clock::unix_us()).ok()
+}

@@ -1,0 +1,97 @@
+//! A job's own call: a connection inside the process, served like any other. No second pipeline.
+
+use crate::client::{Client, Errand};
+use crate::gateway::Gateway;
+use crate::settle::Settled;
+use crate::upstream::exchange_http1;
+use bytes::Bytes;
+use exchange::{Dialect, RequestId};
+use ledger::Principal;
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::ServerSession;
+use std::sync::Arc;
+use tokio::io::duplex;
+
+/// What the pipes between the two ends hold.
+const PIPE_BYTES: usize = 64 << 10;
+
+/// A call to make.
+pub(super) struct Call {
+    pub(super) who: Arc<Principal>,
+    pub(super) dialect: Dialect,
+    pub(super) body: Bytes,
+    pub(super) background: bool,
+}
+
+/// What came of it.
+pub(super) struct Answered {
+    pub(super) status: u16,
+    pub(super) body: Bytes,
+    /// Nothing was charged where there is none.
+    pub(super) settled: Option<Settled>,
+    pub(super) request: Option<RequestId>,
+    pub(super) deployment: Option<String>,
+    /// The code of the gateway's own refusal.
+    pub(super) refusal: Option<String>,
+}
+
+/// Calls the pipeline on a job's behalf.
+pub(super) async fn call(gateway: &Arc<Gateway>, call: Call) -> Answered {
+    let (ours, theirs) = duplex(PIPE_BYTES);
+    let path = match call.dialect {
+        Dialect::Anthropic => "/v1/messages",
+        _ => "/v1/chat/completions",
+    };
+    let length = call.body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: job\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    let errand = Errand {
+        who: call.who,
+        background: call.background,
+        settled: None,
+        request: None,
+    };
+    let served = serve(gateway, Box::new(theirs), errand);
+    let asked = ask(Box::new(ours), head.into_bytes(), call.body);
+    let (errand, answer) = tokio::join!(served, asked);
+    let (status, body, [deployment, refusal]) = answer.unwrap_or((500, Bytes::new(), [None, None]));
+    let (settled, request) = errand.map_or((None, None), |errand| (errand.settled, errand.request));
+    Answered {
+        status,
+        body,
+        settled,
+        request,
+        deployment,
+        refusal,
+    }
+}
+
+async fn serve(gateway: &Arc<Gateway>, stream: Stream, errand: Errand) -> Option<Errand> {
+    let mut session = ServerSession::new_http1(stream);
+    if !matches!(session.read_request().await, Ok(true)) {
+        return None;
+    }
+    session.set_keepalive(None);
+    let _running = gateway.running.clone();
+    let mut client = Client::new(session);
+    client.errand = Some(errand);
+    Box::pin(crate::serve::serve(gateway, &mut client)).await;
+    client.errand.take()
+}
+
+/// Status, body, and who answered or which refusal it was.
+type Whole = (u16, Bytes, [Option<String>; 2]);
+
+async fn ask(stream: Stream, head: Vec<u8>, body: Bytes) -> pingora_error::Result<Whole> {
+    let mut session = exchange_http1(stream, head, body).await?;
+    let head = session.response_header();
+    let status = head.map_or(500, |head| head.status.as_u16());
+    let told = ["x-tollgate-deployment", "x-tollgate-refusal"]
+        .map(|name| head.and_then(|head| Some(head.headers.get(name)?.to_str().ok()?.to_owned())));
+    let mut whole = Vec::new();
+    while let Some(piece) = session.read_response_body().await? {
+        whole.extend_from_slice(&piece);
+    }
+    Ok((status, whole.into(), told))
+}

@@ -1,0 +1,177 @@
+//! OpenAI's `/v1/batches`.
+
+use super::take::{blank, fresh, start};
+use super::{Reply, Visit, files, seconds, store_error};
+use exchange::{Dialect, Refusal, RefusalKind};
+use ledger::{Job, JobKind, Tally};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Ask {
+    input_file_id: String,
+    endpoint: String,
+    completion_window: String,
+    #[serde(default)]
+    metadata: Option<serde_json::Map<String, Value>>,
+}
+
+fn invalid(message: impl Into<String>, param: &str) -> Refusal {
+    Refusal::new(RefusalKind::InvalidRequest, message).param(param)
+}
+
+/// `24h`, as OpenAI has it; here any number of minutes or hours up to two days will do.
+pub(super) fn window(text: &str) -> Option<i64> {
+    let (number, unit) = text.split_at(text.len().checked_sub(1)?);
+    let minutes = match unit {
+        "m" => number.parse::<i64>().ok()?,
+        "h" => number.parse::<i64>().ok()?.checked_mul(60)?,
+        _ => return None,
+    };
+    (1..=2880).contains(&minutes).then_some(minutes * 60_000_000)
+}
+
+pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
+    let Some(body) = visit.json().await? else {
+        return Ok(Reply::Written);
+    };
+    let ask: Ask = serde_json::from_value(body)
+        .map_err(|error| Refusal::new(RefusalKind::InvalidRequest, format!("that is no batch: {error}")))?;
+    if ask.endpoint != "/v1/chat/completions" {
+        let message = format!(
+            "`{}` cannot be batched here; /v1/chat/completions can",
+            ask.endpoint
+        );
+        return Err(invalid(message, "endpoint"));
+    }
+    let window = window(&ask.completion_window).ok_or_else(|| {
+        invalid(
+            "`completion_window` is a time such as 24h, 2h or 30m, at most 48h",
+            "completion_window",
+        )
+    })?;
+    let desk = visit.desk.clone();
+    let file = desk.job(&ask.input_file_id, JobKind::File).await?;
+    if file.state != "ready" {
+        return Err(invalid(
+            format!("the file `{}` is not whole", file.id),
+            "input_file_id",
+        ));
+    }
+    let mut job = blank(&desk, (fresh("batch_"), JobKind::Batch), Dialect::OpenaiChat);
+    job.state = "starting".into();
+    job.endpoint = ask.endpoint;
+    job.input = file.id.clone();
+    job.name = ask.completion_window;
+    job.metadata = ask
+        .metadata
+        .map_or_else(|| "null".into(), |metadata| Value::Object(metadata).to_string());
+    job.deadline_us = job.created_us + window;
+    job.total = file.total;
+    job.bytes = file.bytes;
+    desk.jobs()
+        .create(&job)
+        .await
+        .map_err(|error| store_error(&error))?;
+    let job = start(&desk, job, &file.id).await?;
+    object(visit, &job).await.map(|value| Reply::Json(200, value))
+}
+
+pub(super) async fn show(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refusal> {
+    let job = visit.desk.job(id, JobKind::Batch).await?;
+    object(visit, &job).await.map(|value| Reply::Json(200, value))
+}
+
+pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
+    let page = visit.page("after", JobKind::Batch).await?;
+    let found = visit
+        .desk
+        .jobs()
+        .jobs_of(&visit.desk.who.account, JobKind::Batch, page)
+        .await;
+    let found = found.map_err(|error| store_error(&error))?;
+    let mut data = Vec::with_capacity(found.len());
+    for job in &found {
+        data.push(object(visit, job).await?);
+    }
+    let has_more = i64::try_from(found.len()).unwrap_or(0) == page.1;
+    let ends = [data.first(), data.last()].map(|one| one.map_or(Value::Null, |one| one["id"].clone()));
+    let shown = json!({"object": "list", "data": data, "has_more": has_more, "first_id": ends[0], "last_id": ends[1]});
+    Ok(Reply::Json(200, shown))
+}
+
+pub(super) async fn cancel(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refusal> {
+    let job = visit.desk.job(id, JobKind::Batch).await?;
+    let cancelled = visit
+        .desk
+        .jobs()
+        .cancel(&job.id)
+        .await
+        .map_err(|error| store_error(&error))?;
+    if !cancelled && job.state != "cancelling" {
+        let message = format!(
+            "the batch is {} and cannot be cancelled",
+            status(&job, &Tally::default())
+        );
+        return Err(Refusal::new(RefusalKind::InvalidRequest, message).status(409));
+    }
+    visit.desk.gateway.batch.wake.notify_one();
+    show(visit, id).await
+}
+
+fn status(job: &Job, tally: &Tally) -> &'static str {
+    match job.state.as_str() {
+        "starting" | "receiving" => "validating",
+        "running" => "in_progress",
+        "cancelling" => "cancelling",
+        "failed" => "failed",
+        _ if job.cancelled_us > 0 => "cancelled",
+        _ if tally.of("expired") > 0 => "expired",
+        _ => "completed",
+    }
+}
+
+/// As OpenAI shows a batch.
+async fn object(visit: &Visit<'_>, job: &Job) -> Result<Value, Refusal> {
+    let tally = visit
+        .desk
+        .jobs()
+        .tally(&job.id)
+        .await
+        .map_err(|error| store_error(&error))?;
+    let status = status(job, &tally);
+    let answered = tally.of("succeeded") + tally.of("rescued");
+    let failed = tally.of("errored") + tally.of("expired");
+    let over = job.ended_us > 0 && job.state != "failed";
+    let lost = failed + tally.of("cancelled");
+    let file = |kind: &str, count: i64| {
+        if over && count > 0 {
+            files::output_id(kind, &job.id).into()
+        } else {
+            Value::Null
+        }
+    };
+    let at = |name: &str| {
+        if status == name {
+            seconds(job.ended_us)
+        } else {
+            Value::Null
+        }
+    };
+    let errors = if status == "failed" {
+        json!({"object": "list", "data": [{"code": "failed", "message": job.problem, "line": null, "param": null}]})
+    } else {
+        Value::Null
+    };
+    Ok(json!({
+        "id": job.id, "object": "batch", "endpoint": job.endpoint, "errors": errors,
+        "input_file_id": job.input, "completion_window": job.name, "status": status,
+        "output_file_id": file("out", answered), "error_file_id": file("err", lost),
+        "created_at": job.created_us / 1_000_000, "in_progress_at": seconds(job.created_us),
+        "expires_at": seconds(job.deadline_us), "finalizing_at": if over { seconds(job.ended_us) } else { Value::Null },
+        "completed_at": at("completed"), "failed_at": at("failed"), "expired_at": at("expired"),
+        "cancelling_at": seconds(job.cancelled_us), "cancelled_at": at("cancelled"),
+        "request_counts": {"total": job.total, "completed": answered, "failed": failed},
+        "metadata": serde_json::from_str::<Value>(&job.metadata).unwrap_or_default(),
+    }))
+}

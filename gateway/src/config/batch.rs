@@ -1,0 +1,79 @@
+//! What the batch tier runs on.
+
+use super::document;
+use super::mistakes::Mistakes;
+use super::secret::Secret;
+use ::batch::{FlushRules, Rescue};
+use std::path::Path;
+use std::time::Duration;
+
+/// The shortest content key that is accepted, in characters.
+const CONTENT_KEY: usize = 16;
+
+pub(crate) use super::document::BatchApi;
+
+/// The batch tier's settings, resolved.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    pub(crate) content_key: Option<Secret>,
+    pub(crate) keep: Duration,
+    pub(crate) poll: Duration,
+    pub(crate) flush: FlushRules,
+    pub(crate) rescue: Rescue,
+    pub(crate) cancel: Duration,
+    /// From 0 to 1.
+    pub(crate) give_up: f64,
+    pub(crate) trims: bool,
+    pub(crate) webhook_hosts: Vec<String>,
+}
+
+impl document::Batch {
+    pub(super) fn resolve(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Batch {
+        let reference = self.content_key.as_ref();
+        let content_key = reference
+            .and_then(|reference| mistakes.keep("batch.content_key", Secret::resolve(reference, folder)));
+        if content_key
+            .as_ref()
+            .is_some_and(|key| key.expose().len() < CONTENT_KEY)
+        {
+            mistakes.hinted(
+                "batch.content_key",
+                format!("is shorter than {CONTENT_KEY} characters"),
+                "`openssl rand -hex 32` makes a good one",
+            );
+        }
+        for (key, value) in [
+            ("poll_ms", self.poll_ms),
+            ("rescue_call_ms", self.rescue_call_ms),
+            ("parallel", u64::from(self.parallel)),
+            ("pack_items", self.pack_items as u64),
+            ("pack_mib", self.pack_mib as u64),
+            ("keep_hours", self.keep_hours),
+        ] {
+            if value == 0 {
+                mistakes.add(format!("batch.{key}"), "must be above 0");
+            }
+        }
+        let micros = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000);
+        Batch {
+            content_key,
+            keep: Duration::from_secs(self.keep_hours.saturating_mul(3600)),
+            poll: Duration::from_millis(self.poll_ms),
+            flush: FlushRules {
+                items: self.pack_items as u64,
+                bytes: (self.pack_mib as u64) << 20,
+                age_us: micros(self.gather_ms),
+                slack_part: 20,
+            },
+            rescue: Rescue {
+                call_us: micros(self.rescue_call_ms),
+                parallel: self.parallel,
+                margin_us: micros(self.poll_ms.saturating_mul(2)),
+            },
+            cancel: Duration::from_millis(self.cancel_ms),
+            give_up: f64::from(self.give_up_percent.min(100)) / 100.0,
+            trims: self.over_budget == document::OverBudget::Trim,
+            webhook_hosts: self.webhook_hosts.clone(),
+        }
+    }
+}
