@@ -70,7 +70,7 @@ fn answers_are_the_same_alone_together_cached_and_guessed() {
         ),
         max_tokens: 24,
         sampling: Sampling {
-            temperature: if at % 2 == 0 { 0.0 } else { 0.8 },
+            temperature: if at.is_multiple_of(2) { 0.0 } else { 0.8 },
             seed: at as u64,
             ..Sampling::default()
         },
