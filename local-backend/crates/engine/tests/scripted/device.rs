@@ -45,6 +45,8 @@ pub(crate) struct Device {
     info: ModelInfo,
     mind: Mind,
     layers: (usize, Duration),
+    /// Steps wait until it is true.
+    gate: Option<Arc<AtomicBool>>,
     /// The token at each place of each block.
     cache: Vec<Option<u32>>,
 }
@@ -61,6 +63,12 @@ impl Device {
     /// So many layers, each of which takes so long.
     pub(crate) fn layers(mut self, count: usize, each: Duration) -> Self {
         self.layers = (count, each);
+        self
+    }
+
+    /// Steps do not end before `gate` is true, unless they are stopped, which opens it.
+    pub(crate) fn gate(mut self, gate: &Arc<AtomicBool>) -> Self {
+        self.gate = Some(gate.clone());
         self
     }
 
@@ -86,6 +94,7 @@ impl Device {
             info,
             mind,
             layers: (1, Duration::ZERO),
+            gate: None,
             cache: Vec::new(),
         }
     }
@@ -130,6 +139,13 @@ impl Backend for Device {
 
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
         logits.clear();
+        while let Some(gate) = self.gate.as_ref().filter(|gate| !gate.load(Ordering::Acquire)) {
+            if abort.load(Ordering::Relaxed) {
+                gate.store(true, Ordering::Release);
+                return StepEnd::Aborted;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
         for _ in 0..self.layers.0 {
             if abort.load(Ordering::Relaxed) {
                 return StepEnd::Aborted;
