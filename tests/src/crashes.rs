@@ -21,7 +21,11 @@ use std::time::{Duration, Instant};
 
 const KEY: &str = "tg_a_key_for_the_crash_tests_0123456789";
 /// What items do: plain ones; ones that fail once; ones half of whose batch expires.
-const MODELS: [&str; 3] = ["fake-batch200", "fake-batch200-failfirst1-x1", "fake-batch200-bexpires-bpart50-x2"];
+const MODELS: [&str; 3] = [
+    "fake-batch200",
+    "fake-batch200-failfirst1-x1",
+    "fake-batch200-bexpires-bpart50-x2",
+];
 /// Nano-dollars for a token in and out, in a batch; at once it is twice that.
 const BATCH_NANOS: (i64, i64) = (500, 1000);
 /// After the last kill, everything ends within this.
@@ -49,13 +53,20 @@ impl Store {
             Self::Postgres(postgres) => postgres.query("tollgate", sql),
             Self::Sqlite(path) => {
                 let script = "import sqlite3,sys\nfor r in sqlite3.connect(sys.argv[1]).execute(sys.argv[2]): print('|'.join('' if v is None else str(v) for v in r))";
-                let run = Command::new("python3").args(["-c", script]).arg(path).arg(sql).output().unwrap();
+                let run = Command::new("python3")
+                    .args(["-c", script])
+                    .arg(path)
+                    .arg(sql)
+                    .output()
+                    .unwrap();
                 assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
                 String::from_utf8(run.stdout).unwrap()
             }
         };
         let lines = text.lines().filter(|line| !line.is_empty());
-        lines.map(|line| line.split('|').map(str::to_owned).collect()).collect()
+        lines
+            .map(|line| line.split('|').map(str::to_owned).collect())
+            .collect()
     }
 
     fn number(&self, sql: &str) -> i64 {
@@ -70,7 +81,11 @@ struct Node {
 
 impl Node {
     fn start(&mut self, binary: &Path) -> String {
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(self.folder.join("log")).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.folder.join("log"))
+            .unwrap();
         let mut child = Command::new(binary)
             .args(["serve", "--config"])
             .arg(self.folder.join("tollgate.yaml"))
@@ -83,7 +98,12 @@ impl Node {
             .by_ref()
             .map_while(Result::ok)
             .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned))
-            .unwrap_or_else(|| panic!("a node ended: {}", std::fs::read_to_string(self.folder.join("log")).unwrap()));
+            .unwrap_or_else(|| {
+                panic!(
+                    "a node ended: {}",
+                    std::fs::read_to_string(self.folder.join("log")).unwrap()
+                )
+            });
         // Whatever else it prints must not find a closed pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         self.child = Some(child);
@@ -116,17 +136,28 @@ type Up = Arc<Mutex<Vec<Option<String>>>>;
 
 /// Runs the plan; panics where a book does not agree. Returns the report.
 pub fn run(plan: &Plan) -> String {
-    let folder = tempfile::Builder::new().prefix("tollgate-crash-").tempdir().unwrap();
+    let folder = tempfile::Builder::new()
+        .prefix("tollgate-crash-")
+        .tempdir()
+        .unwrap();
     let fake = Fake::start();
     let (store, database) = if plan.postgres {
         let postgres = Postgres::start(&["fsync = off"]);
         let url = postgres.url();
         std::fs::write(folder.path().join("postgres"), url).unwrap();
-        (Store::Postgres(postgres), "postgres: {url: \"file:../postgres\", connections: 6}, ".to_owned())
+        (
+            Store::Postgres(postgres),
+            "postgres: {url: \"file:../postgres\", connections: 6}, ".to_owned(),
+        )
     } else {
-        (Store::Sqlite(folder.path().join("node0/tollgate.db")), String::new())
+        (
+            Store::Sqlite(folder.path().join("node0/tollgate.db")),
+            String::new(),
+        )
     };
-    let mut nodes: Vec<Node> = (0..plan.nodes).map(|number| prepare(folder.path(), number, (&fake.base_url(), &database))).collect();
+    let mut nodes: Vec<Node> = (0..plan.nodes)
+        .map(|number| prepare(folder.path(), number, (&fake.base_url(), &database)))
+        .collect();
     let up: Up = Arc::new(Mutex::new(vec![None; plan.nodes]));
     for (number, node) in nodes.iter_mut().enumerate() {
         up.lock().unwrap()[number] = Some(node.start(&plan.binary));
@@ -141,13 +172,21 @@ pub fn run(plan: &Plan) -> String {
     let began = Instant::now();
     kill_at_random(plan, &mut nodes, &up);
     stop.store(true, Ordering::SeqCst);
-    let accepted: Vec<String> = callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect();
+    let accepted: Vec<String> = callers
+        .into_iter()
+        .flat_map(|caller| caller.join().unwrap())
+        .collect();
     let killing = began.elapsed();
     wait_for_the_end(&store);
     for node in &mut nodes {
         node.stop();
     }
-    let mut report = format!("{} kills of {} nodes in {:.0} s\n", plan.kills, plan.nodes, killing.as_secs_f64());
+    let mut report = format!(
+        "{} kills of {} nodes in {:.0} s\n",
+        plan.kills,
+        plan.nodes,
+        killing.as_secs_f64()
+    );
     let _ = write!(report, "{}", books::compare(&store, &fake, &accepted));
     report
 }
@@ -193,14 +232,23 @@ fn prepare(folder: &Path, number: usize, (fake, database): (&str, &str)) -> Node
     std::fs::create_dir_all(&folder).unwrap();
     let (mut deployments, mut prices) = (String::new(), String::new());
     for model in MODELS {
-        let _ = writeln!(deployments, "  - {{id: {model}, provider: ob, model: {model}, class: cheap, max_output_tokens: 50}}");
-        let _ = writeln!(prices, "  - {{provider: ob, model: {model}, input_per_mtok: \"1\", output_per_mtok: \"2\"}}");
+        let _ = writeln!(
+            deployments,
+            "  - {{id: {model}, provider: ob, model: {model}, class: cheap, max_output_tokens: 50}}"
+        );
+        let _ = writeln!(
+            prices,
+            "  - {{provider: ob, model: {model}, input_per_mtok: \"1\", output_per_mtok: \"2\"}}"
+        );
         let _ = writeln!(
             prices,
             "  - {{provider: ob, model: {model}, service_tier: batch, input_per_mtok: \"0.5\", output_per_mtok: \"1\"}}"
         );
     }
-    let policy = format!("version: 1\ndeployments:\n{deployments}routes:\n  - {{name: all, prefer: [{}]}}\n", MODELS[0]);
+    let policy = format!(
+        "version: 1\ndeployments:\n{deployments}routes:\n  - {{name: all, prefer: [{}]}}\n",
+        MODELS[0]
+    );
     let hash = sha256_hex(KEY.as_bytes());
     let config = format!(
         r#"listen: [{{address: "127.0.0.1:0"}}]

@@ -11,16 +11,28 @@ use std::fmt::Write as _;
 pub(super) fn compare(store: &Store, fake: &Fake, accepted: &[String]) -> String {
     let mut report = String::new();
     let states = store.query("SELECT state, count(*) FROM job_items i WHERE job IN (SELECT id FROM jobs WHERE kind = 'batch' AND state = 'ended') GROUP BY state ORDER BY state");
-    let shown: Vec<String> = states.iter().map(|row| format!("{} {}", row[1], row[0])).collect();
+    let shown: Vec<String> = states
+        .iter()
+        .map(|row| format!("{} {}", row[1], row[0]))
+        .collect();
     let _ = writeln!(report, "items: {}", shown.join(", "));
     let open = store.number("SELECT count(*) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch' AND j.state = 'ended' AND i.state NOT IN ('succeeded', 'rescued')");
     assert_eq!(open, 0, "every item of every batch was answered: {shown:?}");
     // Whatever a node said it had taken is there, and has ended.
-    let ended: Vec<String> = store.query("SELECT id FROM jobs WHERE kind = 'batch' AND state = 'ended'").into_iter().map(|row| row[0].clone()).collect();
+    let ended: Vec<String> = store
+        .query("SELECT id FROM jobs WHERE kind = 'batch' AND state = 'ended'")
+        .into_iter()
+        .map(|row| row[0].clone())
+        .collect();
     for id in accepted {
         assert!(ended.contains(id), "the batch {id} was taken and is not there");
     }
-    let _ = writeln!(report, "batches accepted {}, ended {}", accepted.len(), ended.len());
+    let _ = writeln!(
+        report,
+        "batches accepted {}, ended {}",
+        accepted.len(),
+        ended.len()
+    );
     given(store, fake, &mut report);
     billed(store, fake, &mut report);
     held(store, &mut report);
@@ -38,25 +50,43 @@ fn given(store: &Store, fake: &Fake, report: &mut String) {
             let text = item["text"].as_str().unwrap();
             let count = per_text.entry(text).or_default();
             count.0 += 1;
-            let name = (batch["id"].as_str().unwrap().to_owned(), item["custom_id"].as_str().unwrap().to_owned());
+            let name = (
+                batch["id"].as_str().unwrap().to_owned(),
+                item["custom_id"].as_str().unwrap().to_owned(),
+            );
             *by_custom.entry(name).or_default() += 1;
         }
     }
-    assert!(by_custom.values().all(|count| *count == 1), "an item stands twice in one batch");
+    assert!(
+        by_custom.values().all(|count| *count == 1),
+        "an item stands twice in one batch"
+    );
     // In sum, over all items: what was given is what was recorded as tried in batches.
     let given: i64 = per_text.values().map(|(count, _)| count).sum();
     let entries = fake.entries();
     let calls = entries.len() as i64;
-    let tries = store.number("SELECT coalesce(sum(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch'");
-    assert!(given + calls <= tries, "given {given} times in batches and {calls} at once, but {tries} tries are recorded");
+    let tries = store.number(
+        "SELECT coalesce(sum(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch'",
+    );
+    assert!(
+        given + calls <= tries,
+        "given {given} times in batches and {calls} at once, but {tries} tries are recorded"
+    );
     let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch' AND i.model = '{}'", MODELS[0]));
     let max = per_text.values().map(|(count, _)| *count).max().unwrap_or(0);
     let _ = writeln!(
         report,
         "given in {} batches {given} times, called for at once {calls} times, recorded tries {tries}; plain items {}, tries {}, most {}; most often given {max}",
-        batches.len(), plain[0][0], plain[0][1], plain[0][2]
+        batches.len(),
+        plain[0][0],
+        plain[0][1],
+        plain[0][2]
     );
-    assert_eq!((plain[0][0].as_str(), "1"), (plain[0][1].as_str(), plain[0][2].as_str()), "plain items were given once each");
+    assert_eq!(
+        (plain[0][0].as_str(), "1"),
+        (plain[0][1].as_str(), plain[0][2].as_str()),
+        "plain items were given once each"
+    );
 }
 
 /// What batches billed is in the ledger to the nano-dollar.
@@ -65,21 +95,33 @@ fn billed(store: &Store, fake: &Fake, report: &mut String) {
     let tokens = |item: &Value, kind: &str| item[kind].as_i64().unwrap_or(0);
     let (mut count, mut truth) = (0, 0);
     for batch in told["batches"].as_array().unwrap() {
-        for item in batch["items"].as_array().unwrap().iter().filter(|item| item["fate"] == "succeeded") {
+        for item in batch["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|item| item["fate"] == "succeeded")
+        {
             count += 1;
-            truth += tokens(item, "input_tokens") * BATCH_NANOS.0 + tokens(item, "output_tokens") * BATCH_NANOS.1;
+            truth +=
+                tokens(item, "input_tokens") * BATCH_NANOS.0 + tokens(item, "output_tokens") * BATCH_NANOS.1;
         }
     }
     let sums = store.query("SELECT count(*), coalesce(sum(a.charge), 0) FROM attempts a JOIN requests r ON r.id = a.request WHERE a.tier = 'batch' AND r.origin = 'batch'");
     let (rows, charged): (i64, i64) = (sums[0][0].parse().unwrap(), sums[0][1].parse().unwrap());
-    let _ = writeln!(report, "batches: the provider billed {truth} n$ for {count} answers, the ledger has {charged} n$ in {rows} rows");
+    let _ = writeln!(
+        report,
+        "batches: the provider billed {truth} n$ for {count} answers, the ledger has {charged} n$ in {rows} rows"
+    );
     assert_eq!((count, truth), (rows, charged), "the ledger is not the truth");
     let item_sum = store.number("SELECT coalesce(sum(charge), 0) FROM job_items WHERE state = 'succeeded'");
     assert_eq!(item_sum, charged, "items do not add up to the ledger");
     let answered = fake.entries().iter().filter(|entry| entry.status == 200).count() as i64;
     let at_once = store.query("SELECT count(*), coalesce(sum(CASE WHEN a.outcome = 'crashed' THEN 1 ELSE 0 END), 0) FROM attempts a JOIN requests r ON r.id = a.request WHERE a.tier = 'standard' AND r.origin = 'batch'");
     let (rows, crashed): (i64, i64) = (at_once[0][0].parse().unwrap(), at_once[0][1].parse().unwrap());
-    let _ = writeln!(report, "at once: the provider answered {answered} calls, the ledger has {rows} attempts, {crashed} of them cut off by a kill");
+    let _ = writeln!(
+        report,
+        "at once: the provider answered {answered} calls, the ledger has {rows} attempts, {crashed} of them cut off by a kill"
+    );
     assert!(rows >= answered, "a call that was answered is not in the ledger");
 }
 
@@ -88,7 +130,10 @@ fn held(store: &Store, report: &mut String) {
     let spent = store.number("SELECT sum(spent) FROM budget_windows");
     let charged = store.number("SELECT coalesce(sum(charge), 0) FROM requests");
     let leased = store.number("SELECT count(*) FROM leases WHERE node LIKE 'job/%'");
-    let _ = writeln!(report, "budget: {spent} n$ spent, requests add up to {charged} n$, leases of jobs left {leased}");
+    let _ = writeln!(
+        report,
+        "budget: {spent} n$ spent, requests add up to {charged} n$, leases of jobs left {leased}"
+    );
     assert_eq!((spent, leased), (charged, 0));
     let left = store.number("SELECT coalesce(sum(leased), 0) FROM budget_windows");
     assert_eq!(left, 0, "nothing is leased once every node has stopped");

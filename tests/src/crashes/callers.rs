@@ -80,7 +80,10 @@ fn post(address: &str, path: &str, (kind, body): (&str, &str)) -> Option<Value> 
 }
 
 pub(super) fn get(address: &str, path: &str) -> Option<Value> {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"))
+    exchange(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n"),
+    )
 }
 
 /// One call on a connection of its own; `None` where it broke or was not answered with 200.
