@@ -254,7 +254,14 @@ async fn call(
 ) -> Result<Opened, Failure> {
     let upstream = &deployment.upstream;
     let same = upstream.settings.dialect == exchange.request.dialect;
-    let passed_on = if same { exchange.passed_on } else { &[] };
+    // What the gateway itself says to a backend is said in no dialect.
+    let own: Vec<_> = exchange
+        .passed_on
+        .iter()
+        .filter(|(name, _)| !same && name.starts_with("x-tollgate-"))
+        .cloned()
+        .collect();
+    let passed_on = if same { exchange.passed_on } else { &own };
     let mut opened = upstream
         .open(encoded, passed_on)
         .await

@@ -189,7 +189,10 @@ pub(super) async fn start(desk: &Desk, mut job: Job, file: &str) -> Result<Job, 
     match held(desk, &job, file).await {
         Ok(upto) => {
             let started = desk.jobs().start(&job, file, upto).await;
-            started.map_err(|error| store_error(&error))?;
+            if !started.map_err(|error| store_error(&error))? {
+                let problem = "the job took too long to begin and was given up";
+                return Err(Refusal::new(RefusalKind::StoreUnavailable, problem).hint("send it again"));
+            }
             job.state = "running".into();
             desk.gateway.batch.wake.notify_one();
             Ok(job)

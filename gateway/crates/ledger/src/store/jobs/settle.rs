@@ -36,11 +36,11 @@ sql!(
      WHERE state IN ('running', 'cancelling') AND NOT EXISTS (SELECT 1 FROM job_items i WHERE i.job = jobs.id \
      AND i.state IN ('queued', 'packed', 'submitted')) RETURNING id"
 );
-// Begun long ago and not running: whoever began it is gone.
+// Begun long ago and not running: whoever began it is gone. A batch has its items from the start, so that it takes seconds.
 sql!(
     ABANDONED,
     "UPDATE jobs SET state = 'failed', ended_us = {now}, problem = 'the gateway ended while it was being made' \
-     WHERE state IN ('starting', 'receiving') AND created_us < {now} - $1 RETURNING id"
+     WHERE state IN ('starting', 'receiving') AND created_us < {now} - (CASE WHEN kind = 'batch' THEN 90000000 ELSE $1 END) RETURNING id"
 );
 sql!(
     LEFT_OVER,
