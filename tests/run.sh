@@ -37,6 +37,9 @@ else
   cargo test --workspace
 fi
 
+say "a day of the batch tier, against a schedule that knows the future"
+cargo run --quiet -p tests --bin batchday -- --check
+
 say "end to end on real processes, and the official SDKs"
 python3 -m venv .run/venv
 .run/venv/bin/pip install --quiet --requirement tests/requirements.txt

@@ -168,7 +168,8 @@ async fn serve(
     });
 
     let mut tasks = JoinSet::new();
-    tasks.spawn(learn::keep(gateway.clone(), told, stop.clone()));
+    let heard = learn::begin(&gateway).await;
+    tasks.spawn(learn::keep(gateway.clone(), heard, told, stop.clone()));
     tasks.spawn(notify::run(gateway.clone(), stop.clone()));
     tasks.spawn(gateway.issuers.keep_fresh(stop.clone()));
     let mut out = std::io::stdout();

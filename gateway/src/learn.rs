@@ -81,33 +81,51 @@ pub(crate) async fn told(
     Ok(vec![form.elsewhere(id, org, &answer)])
 }
 
-/// Begins with what was learned before, and keeps what is learned until the gateway stops.
+/// What has been read of other nodes' outcomes, and of those before the start.
+pub(crate) struct Heard {
+    since_us: i64,
+    /// Nothing was read yet: the store did not answer.
+    began: bool,
+}
+
+impl Heard {
+    async fn listen(&mut self, gateway: &Gateway) {
+        match gateway.ledger.told(self.since_us, MOST).await {
+            Ok(outcomes) => {
+                self.began = true;
+                if let Some(last) = outcomes.last() {
+                    self.since_us = self.since_us.max(last.told_us - LATE_US);
+                }
+                gateway.memory.learn(&outcomes);
+            }
+            Err(error) => tracing::warn!(%error, "outcomes could not be read; the next look tries again"),
+        }
+    }
+}
+
+/// Learns what was learned before, so that the first request is already decided by it.
+pub(crate) async fn begin(gateway: &Gateway) -> Heard {
+    let mut heard = Heard {
+        since_us: clock::unix_us() - OUTCOME_DAYS * DAY_US,
+        began: false,
+    };
+    heard.listen(gateway).await;
+    keep_counts(gateway, true).await;
+    heard
+}
+
+/// Keeps what is learned until the gateway stops.
 pub(crate) async fn keep(
     gateway: Arc<Gateway>,
+    mut heard: Heard,
     mut told: mpsc::Receiver<Vec<Outcome>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut since = clock::unix_us() - OUTCOME_DAYS * DAY_US;
     let is_shared = matches!(gateway.config.database, Database::Postgres { .. });
-    let (mut ticks, mut began) = (interval(KEEP), false);
-    for number in 0_u32.. {
-        if !began || is_shared {
-            match gateway.ledger.told(since, MOST).await {
-                Ok(outcomes) => {
-                    began = true;
-                    if let Some(last) = outcomes.last() {
-                        since = since.max(last.told_us - LATE_US);
-                    }
-                    gateway.memory.learn(&outcomes);
-                }
-                Err(error) => tracing::warn!(%error, "outcomes could not be read; the next look tries again"),
-            }
-        }
-        keep_counts(&gateway, number % READ_EVERY == 0).await;
-        // Twice: the first tick of an interval is at once.
-        if number == 0 {
-            ticks.tick().await;
-        }
+    let mut ticks = interval(KEEP);
+    // The first tick of an interval is at once.
+    ticks.tick().await;
+    for number in 1_u32.. {
         loop {
             tokio::select! {
                 _ = ticks.tick() => break,
@@ -119,6 +137,10 @@ pub(crate) async fn keep(
                 _ = stop.changed() => return,
             }
         }
+        if !heard.began || is_shared {
+            heard.listen(&gateway).await;
+        }
+        keep_counts(&gateway, number % READ_EVERY == 0).await;
     }
 }
 
