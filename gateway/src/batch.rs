@@ -212,6 +212,14 @@ impl Desk {
             refusal
         })
     }
+
+    /// Gives a job up, and wakes whoever is to see to it; false where it has ended, or was given up before.
+    async fn cancel(&self, job: &Job) -> Result<bool, Refusal> {
+        let cancelled = self.jobs().cancel(&job.id).await;
+        let cancelled = cancelled.map_err(|error| store_error(&error))?;
+        self.gateway.batch.wake();
+        Ok(cancelled)
+    }
 }
 
 impl Visit<'_> {
@@ -224,17 +232,23 @@ impl Visit<'_> {
             .map(|(_, value)| value.to_owned())
     }
 
-    /// How many to list at most, and from when on backwards: `after` names the last one seen.
-    async fn page(&self, after: &str, kind: JobKind) -> Result<(i64, i64), Refusal> {
+    /// The caller's jobs of a kind, the latest first, and whether there may be more: `after` names the query parameter
+    /// with the last one seen.
+    async fn list(&self, after: &str, kind: JobKind) -> Result<(Vec<Job>, bool), Refusal> {
         let limit = self
             .query("limit")
             .and_then(|limit| limit.parse().ok())
             .unwrap_or(20);
+        let limit = i64::min(limit, 100).max(1);
         let before = match self.query(after) {
             Some(id) => self.desk.job(&id, kind).await?.created_us,
             None => i64::MAX,
         };
-        Ok((before, i64::min(limit, 100).max(1)))
+        let account = &self.desk.who.account;
+        let found = self.desk.jobs().jobs_of(account, kind, (before, limit)).await;
+        let found = found.map_err(|error| store_error(&error))?;
+        let may_be_more = i64::try_from(found.len()).unwrap_or(0) == limit;
+        Ok((found, may_be_more))
     }
 
     /// A body that is small enough to be held whole, as JSON.

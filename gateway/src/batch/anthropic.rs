@@ -187,19 +187,12 @@ pub(super) async fn show(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refus
 }
 
 pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
-    let page = visit.page("after_id", JobKind::Messages).await?;
-    let found = visit
-        .desk
-        .jobs()
-        .jobs_of(&visit.desk.who.account, JobKind::Messages, page)
-        .await;
-    let found = found.map_err(|error| store_error(&error))?;
+    let (found, has_more) = visit.list("after_id", JobKind::Messages).await?;
     let mut data = Vec::with_capacity(found.len());
     for job in &found {
         data.push(object(visit, job).await?);
     }
     let ends = [data.first(), data.last()].map(|one| one.map_or(Value::Null, |one| one["id"].clone()));
-    let has_more = i64::try_from(found.len()).unwrap_or(0) == page.1;
     Ok(Reply::Json(
         200,
         json!({"data": data, "has_more": has_more, "first_id": ends[0], "last_id": ends[1]}),
@@ -208,13 +201,7 @@ pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
 
 pub(super) async fn cancel(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refusal> {
     let job = visit.desk.job(id, JobKind::Messages).await?;
-    visit
-        .desk
-        .jobs()
-        .cancel(&job.id)
-        .await
-        .map_err(|error| store_error(&error))?;
-    visit.desk.gateway.batch.wake.notify_one();
+    visit.desk.cancel(&job).await?;
     show(visit, id).await
 }
 

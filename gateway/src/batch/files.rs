@@ -246,19 +246,12 @@ pub(super) async fn show(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refus
 }
 
 pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
-    let page = visit.page("after", JobKind::File).await?;
-    let found = visit
-        .desk
-        .jobs()
-        .jobs_of(&visit.desk.who.account, JobKind::File, page)
-        .await;
-    let found = found.map_err(|error| store_error(&error))?;
+    let (found, has_more) = visit.list("after", JobKind::File).await?;
     let data: Vec<Value> = found
         .iter()
         .filter(|job| job.state == "ready")
         .map(object)
         .collect();
-    let has_more = i64::try_from(found.len()).unwrap_or(0) == page.1;
     let ends = [data.first(), data.last()].map(|one| one.map_or(Value::Null, |one| one["id"].clone()));
     let shown = json!({"object": "list", "data": data, "has_more": has_more, "first_id": ends[0], "last_id": ends[1]});
     Ok(Reply::Json(200, shown))

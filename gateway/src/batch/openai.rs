@@ -83,18 +83,11 @@ pub(super) async fn show(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refus
 }
 
 pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
-    let page = visit.page("after", JobKind::Batch).await?;
-    let found = visit
-        .desk
-        .jobs()
-        .jobs_of(&visit.desk.who.account, JobKind::Batch, page)
-        .await;
-    let found = found.map_err(|error| store_error(&error))?;
+    let (found, has_more) = visit.list("after", JobKind::Batch).await?;
     let mut data = Vec::with_capacity(found.len());
     for job in &found {
         data.push(object(visit, job).await?);
     }
-    let has_more = i64::try_from(found.len()).unwrap_or(0) == page.1;
     let ends = [data.first(), data.last()].map(|one| one.map_or(Value::Null, |one| one["id"].clone()));
     let shown = json!({"object": "list", "data": data, "has_more": has_more, "first_id": ends[0], "last_id": ends[1]});
     Ok(Reply::Json(200, shown))
@@ -102,12 +95,7 @@ pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
 
 pub(super) async fn cancel(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refusal> {
     let job = visit.desk.job(id, JobKind::Batch).await?;
-    let cancelled = visit
-        .desk
-        .jobs()
-        .cancel(&job.id)
-        .await
-        .map_err(|error| store_error(&error))?;
+    let cancelled = visit.desk.cancel(&job).await?;
     if !cancelled && job.state != "cancelling" {
         let message = format!(
             "the batch is {} and cannot be cancelled",
@@ -115,7 +103,6 @@ pub(super) async fn cancel(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Ref
         );
         return Err(Refusal::new(RefusalKind::InvalidRequest, message).status(409));
     }
-    visit.desk.gateway.batch.wake.notify_one();
     show(visit, id).await
 }
 

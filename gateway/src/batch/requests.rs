@@ -145,18 +145,11 @@ pub(super) async fn make(desk: &Desk, asked: Asked) -> Result<(Job, bool), Refus
 }
 
 pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
-    let page = visit.page("after", JobKind::Request).await?;
-    let found = visit
-        .desk
-        .jobs()
-        .jobs_of(&visit.desk.who.account, JobKind::Request, page)
-        .await;
-    let found = found.map_err(|error| store_error(&error))?;
+    let (found, has_more) = visit.list("after", JobKind::Request).await?;
     let mut data = Vec::with_capacity(found.len());
     for job in &found {
         data.push(object(&visit.desk, job).await?);
     }
-    let has_more = i64::try_from(found.len()).unwrap_or(0) == page.1;
     Ok(Reply::Json(
         200,
         json!({"object": "list", "data": data, "has_more": has_more}),
@@ -165,13 +158,7 @@ pub(super) async fn list(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
 
 pub(super) async fn cancel(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refusal> {
     let job = visit.desk.job(id, JobKind::Request).await?;
-    visit
-        .desk
-        .jobs()
-        .cancel(&job.id)
-        .await
-        .map_err(|error| store_error(&error))?;
-    visit.desk.gateway.batch.wake.notify_one();
+    visit.desk.cancel(&job).await?;
     let job = visit.desk.job(id, JobKind::Request).await?;
     object(&visit.desk, &job)
         .await
