@@ -88,6 +88,15 @@ class Process:
         self.child.wait(30)
 
 
+def rows(folder, query):
+    """Reads the database of the ledger that a gateway keeps in its folder."""
+    database = sqlite3.connect(f"file:{folder / 'tollgate.db'}?mode=ro", uri=True)
+    try:
+        return database.execute(query).fetchall()
+    finally:
+        database.close()
+
+
 class Stack:
     """Everything at once. The gateway alone can be killed and started again."""
 
@@ -126,12 +135,7 @@ class Stack:
         urllib.request.urlopen(urllib.request.Request(self.fake + "/_fake", method="DELETE"))
 
     def rows(self, query):
-        """Reads the ledger's database."""
-        database = sqlite3.connect(f"file:{self.folder / 'tollgate.db'}?mode=ro", uri=True)
-        try:
-            return database.execute(query).fetchall()
-        finally:
-            database.close()
+        return rows(self.folder, query)
 
     def count(self):
         """Rows in the ledger once it has written what it has."""

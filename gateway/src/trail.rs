@@ -105,26 +105,14 @@ impl Trail {
 
     pub(crate) fn into_record(mut self, ended: Ended) -> Record {
         self.timings.total_us = self.watch.elapsed_us();
-        let opening = &self.opening;
         Record {
-            request: self.request,
-            started_unix_us: opening.started_unix_us,
-            account: Some(opening.account.clone()),
-            dialect: opening.dialect,
-            surface: opening.surface,
-            origin: opening.origin,
-            model_asked: opening.model_asked.clone(),
-            stream: opening.stream,
-            value: opening.value,
-            latency: opening.latency,
-            thinking: opening.thinking,
-            policy_version: opening.policy_version.clone(),
             ending: ended.ending,
             phase: ended.phase,
             refusal: ended.refusal,
             status: ended.status,
             timings: self.timings,
             attempts: self.attempts,
+            ..self.opening.record(self.request)
         }
     }
 }

@@ -1,15 +1,10 @@
 """Processes that the tests of the batch tier run."""
 import hashlib
 import json
-import os
-import pathlib
-import signal
-import sqlite3
-import subprocess
 import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / os.environ.get("TOLLGATE_PROFILE", "debug")
+from live import BIN, Process, rows
+
 KEY = "tg_a_key_for_the_batch_tests_0123456789"
 
 # (dialect of the provider, what its items do)
@@ -51,7 +46,7 @@ class Gateway:
 
     def __init__(self, folder, **settings):
         self.folder = folder
-        self.children = []
+        self.processes = []
         self.fake = self.start(BIN / "fake-provider", "listening on ")
         self.settings = {"budget": "100", "gather_ms": 100, "over_budget": "refuse", "local": self.fake} | settings
         (folder / "credential").write_text("sk-fake-credential")
@@ -76,20 +71,12 @@ class Gateway:
 
     def run(self):
         self.url = self.start(BIN / "tollgate", "listening on ", "serve", "--config", self.folder / "tollgate.yaml")
-        self.gateway = self.children[-1]
-        self.admin = next(line for line in self.gateway.stdout if line.startswith("admin on "))[len("admin on "):].strip()
+        self.gateway = self.processes[-1]
+        self.admin = self.gateway.address("admin on ")
 
     def start(self, program, lead, *arguments):
-        child = subprocess.Popen([str(program), *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-        self.children.append(child)
-        for line in child.stdout:
-            if line.startswith(lead):
-                return line[len(lead):].strip()
-        raise RuntimeError(f"{program} ended")
-
-    def kill(self):
-        self.gateway.send_signal(signal.SIGKILL)
-        self.gateway.wait()
+        self.processes.append(Process(str(program), *map(str, arguments)))
+        return self.processes[-1].address(lead)
 
     def get(self, url):
         return json.load(urllib.request.urlopen(url))
@@ -103,17 +90,8 @@ class Gateway:
         return self.get(self.fake + "/_fake/requests")
 
     def rows(self, query):
-        database = sqlite3.connect(f"file:{self.folder / 'tollgate.db'}?mode=ro", uri=True)
-        try:
-            return database.execute(query).fetchall()
-        finally:
-            database.close()
-
-    def budget(self):
-        return self.get(self.admin + "/v1/budgets")[0]
+        return rows(self.folder, query)
 
     def stop(self):
-        for child in reversed(self.children):
-            child.terminate()
-        for child in self.children:
-            child.wait(30)
+        for process in reversed(self.processes):
+            process.stop()

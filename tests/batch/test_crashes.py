@@ -1,7 +1,7 @@
 """A short form of `batchcrash`: gateways are killed while they carry batches, and three books must agree."""
 import subprocess
 
-from batch_stack import BIN
+from live import BIN
 
 
 def test_kills_between_steps_lose_and_double_nothing():

@@ -13,7 +13,8 @@ import uuid
 
 import openai
 import pytest
-from batch_stack import BIN, KEY
+from batch_stack import KEY
+from live import BIN
 from waiting import until
 
 

@@ -1,24 +1,20 @@
 """Our own engine as the target of batches, with the real model: items run in its background class."""
 import io
 import json
-import subprocess
 
 import openai
 import pytest
-from batch_stack import BIN, KEY, ROOT
+from batch_stack import KEY
+from live import BIN, MODEL, Process
 from waiting import until
-
-MODEL = ROOT / ".run/models/smollm2-135m-instruct-q4_1.gguf"
 
 
 @pytest.fixture
 def engine():
     assert MODEL.exists(), "the model is missing: run deploy/fetch-model.sh"
-    child = subprocess.Popen([BIN / "local-backend", "serve", "--model", MODEL, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
-    lead = "listening on "
-    yield next(line for line in child.stdout if line.startswith(lead))[len(lead):].strip()
-    child.terminate()
-    child.wait(30)
+    process = Process(BIN / "local-backend", "serve", "--model", MODEL, "--listen", "127.0.0.1:0")
+    yield process.address("listening on ")
+    process.stop()
 
 
 def test_a_batch_is_answered_by_the_engine(own_gateway, engine):

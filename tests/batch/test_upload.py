@@ -11,7 +11,7 @@ from batch_stack import KEY
 
 def memory(gateway):
     """The most that the process has had resident, in bytes."""
-    status = pathlib.Path(f"/proc/{gateway.gateway.pid}/status").read_text()
+    status = pathlib.Path(f"/proc/{gateway.gateway.child.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 

@@ -1,14 +1,13 @@
 """What the gateway believes end to end: the predictor where a policy asks for it, outcomes and retries that outlive a
 process, decisions kept in the ledger and ruled on again, and the share of output that anybody can read."""
 import json
-import sqlite3
 import subprocess
 import time
 import urllib.request
 
 import pytest
 
-from live import BIN
+from live import BIN, rows
 from test_decisions import Desk
 
 POLICY = """
@@ -64,18 +63,10 @@ def tell(desk, outcome, team="rich"):
     return status, answer
 
 
-def rows(desk, query):
-    database = sqlite3.connect(f"file:{desk.folder / 'tollgate.db'}?mode=ro", uri=True)
-    try:
-        return database.execute(query).fetchall()
-    finally:
-        database.close()
-
-
 def settled(desk, query, wanted):
     """The rows once the ledger has written what it has."""
     deadline = time.time() + 10
-    while (found := rows(desk, query)) != wanted and time.time() < deadline:
+    while (found := rows(desk.folder, query)) != wanted and time.time() < deadline:
         time.sleep(0.1)
     return found
 
@@ -93,7 +84,7 @@ def test_an_easy_prompt_moves_to_the_cheap_model_and_an_unfamiliar_one_stays(des
     settled(desk, "SELECT count(*) FROM decisions", [(4,)])
     time.sleep(1)
     lines = (desk.folder / "records.jsonl").read_text()
-    stored = json.dumps([decision for decision, in rows(desk, "SELECT decision FROM decisions")])
+    stored = json.dumps([decision for decision, in rows(desk.folder, "SELECT decision FROM decisions")])
     assert "baker" not in lines + stored and "∘" not in lines + stored and "\\u2218" not in lines + stored
     easy, odd = [json.loads(line) for line in lines.splitlines()][2:]
     assert easy["decided"]["score"]["source"] == "predictor" and odd["decided"]["score"]["source"] == "prior"
@@ -108,7 +99,7 @@ def test_the_ledger_replays_without_a_flip_and_to_the_nano_dollar(desk):
     assert status == 429, answer
     settled(desk, "SELECT count(*) FROM decisions", [(13,)])
     desk.gateway.stop()
-    charged = rows(desk, "SELECT sum(charge) FROM requests")[0][0]
+    charged = rows(desk.folder, "SELECT sum(charge) FROM requests")[0][0]
     same = ["replay", "--from-ledger", "--policy", desk.folder / "policy.yaml", "--json"]
     by_config = policy(*same, "--config", desk.folder / "tollgate.yaml")
     summary = json.loads(by_config.stdout)["summary"]
@@ -139,7 +130,7 @@ def test_outcomes_have_a_value_and_a_note_and_outlive_the_process(desk):
     assert tell(desk, {"request_id": first["request-id"], "success": True, "value": 1.25, "note": "as it should be"}) == (200, {"requests": 1})
     assert tell(desk, {"request_id": first["request-id"], "success": False}) == (200, {"requests": 1})
     assert tell(desk, {"request_id": first["request-id"], "success": True, "value": "dear"})[0] == 400
-    stored = rows(desk, "SELECT workflow, deployment, success, value, stated, note FROM outcomes")
+    stored = rows(desk.folder, "SELECT workflow, deployment, success, value, stated, note FROM outcomes")
     assert stored == [("questions", "mini", 1, 1_250_000_000, 1, "as it should be")]
     last = desk.ask("questions", content=EASY)
     for _ in range(40):
@@ -148,7 +139,7 @@ def test_outcomes_have_a_value_and_a_note_and_outlive_the_process(desk):
             break
         tell(desk, {"request_id": head["request-id"], "success": False})
     assert head["deployment"] == "frontier", "forty failures should be enough"
-    assert rows(desk, "SELECT DISTINCT value, stated FROM outcomes WHERE success = 0") == [(-20_000_000, 0)]
+    assert rows(desk.folder, "SELECT DISTINCT value, stated FROM outcomes WHERE success = 0") == [(-20_000_000, 0)]
     desk.gateway.stop()
     desk.start_gateway()
     deadline = time.time() + 10
@@ -163,7 +154,7 @@ def test_outcomes_have_a_value_and_a_note_and_outlive_the_process(desk):
     policy("records", "--from-ledger", "--store", desk.folder / "tollgate.db", "--out", desk.folder / "all.jsonl")
     lines = [json.loads(line) for line in (desk.folder / "all.jsonl").read_text().splitlines()]
     count = sum("outcome" in line for line in lines)
-    assert count == rows(desk, "SELECT count(*) FROM outcomes")[0][0]
+    assert count == rows(desk.folder, "SELECT count(*) FROM outcomes")[0][0]
     # As if it had gone on for longer.
     (desk.folder / "many.jsonl").write_text((desk.folder / "all.jsonl").read_text() * 50)
     trained = policy("train", "--from", desk.folder / "many.jsonl", "--out", desk.folder / "mine.bin")
@@ -180,7 +171,7 @@ def test_requests_made_again_are_counted_and_kept(desk):
     for _ in range(25):
         desk.ask("questions", content=EASY, headers=run)
     desk.gateway.stop()
-    assert rows(desk, "SELECT workflow, deployment, calls, retries, escalations FROM answered") == [("questions", "mini", 25, 24, 0)]
+    assert rows(desk.folder, "SELECT workflow, deployment, calls, retries, escalations FROM answered") == [("questions", "mini", 25, 24, 0)]
     desk.start_gateway()
     deadline, retries = time.time() + 15, {"mini": 0}
     while retries["mini"] == 0 and time.time() < deadline:

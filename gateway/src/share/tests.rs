@@ -4,67 +4,20 @@ use super::*;
 use crate::config::Secret;
 use crate::limits::RateLimits;
 use crate::telemetry::ShareMeters;
+use ::tests::redis::Redis as Server;
 use exchange::{AccountPath, Dialect, Facts, Surface};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// A server of the test's own, on a port of its own, that keeps nothing.
-struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Server {
-    fn start() -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        Self::start_at(port)
-    }
-
-    fn start_at(port: u16) -> Self {
-        let child = Command::new("redis-server")
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
-            .current_dir(std::env::temp_dir())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server must be installed (Debian: apt-get install redis-server)");
-        let server = Self { child, port };
-        let until = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < until, "redis-server does not start");
-            std::thread::yield_now();
-        }
-        server
-    }
-
-    fn share(&self, node: &str) -> Share {
-        let settings = Redis {
-            url: Secret::plain(&format!("redis://127.0.0.1:{}/", self.port)),
-            timeout: Duration::from_secs(2),
-            prefix: "test".into(),
-        };
-        Share::new(settings, node.into()).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn share(server: &Server, node: &str) -> Share {
+    let settings = Redis {
+        url: Secret::plain(&server.url()),
+        timeout: Duration::from_secs(2),
+        prefix: "test".into(),
+    };
+    Share::new(settings, node.into()).unwrap()
 }
 
 fn ask(name: &str, rule: Rule, tokens: i64, running: u32) -> Ask<'_> {
@@ -89,7 +42,7 @@ fn rule(requests: u32, tokens: u32, concurrency: u32) -> Rule {
 #[tokio::test]
 async fn two_nodes_share_one_rate_and_every_subject_must_have_room() {
     let server = Server::start();
-    let nodes = [server.share("a"), server.share("b")];
+    let nodes = [share(&server, "a"), share(&server, "b")];
     let asks = || {
         [
             ask("org", rule(100, 0, 0), 10, 1),
@@ -131,7 +84,7 @@ async fn two_nodes_share_one_rate_and_every_subject_must_have_room() {
 #[tokio::test]
 async fn a_crowd_on_two_nodes_gets_exactly_what_there_is() {
     let server = Server::start();
-    let nodes = [Arc::new(server.share("a")), Arc::new(server.share("b"))];
+    let nodes = [Arc::new(share(&server, "a")), Arc::new(share(&server, "b"))];
     let mut crowd = JoinSet::new();
     for member in 0..200 {
         let node = nodes[member % 2].clone();
@@ -164,7 +117,7 @@ async fn a_crowd_on_two_nodes_gets_exactly_what_there_is() {
 #[tokio::test]
 async fn tokens_are_trued_up_and_running_requests_are_counted_over_all_nodes() {
     let server = Server::start();
-    let (a, b) = (server.share("a"), server.share("b"));
+    let (a, b) = (share(&server, "a"), share(&server, "b"));
     let tokens = rule(0, 1_000, 0);
     assert!(matches!(
         a.admit(&[ask("t", tokens, 1_000, 1)]).await.unwrap(),
@@ -205,7 +158,7 @@ async fn tokens_are_trued_up_and_running_requests_are_counted_over_all_nodes() {
 #[tokio::test]
 async fn nodes_are_counted_and_a_server_that_is_not_there_is_told() {
     let server = Server::start();
-    let (a, b) = (server.share("a"), server.share("b"));
+    let (a, b) = (share(&server, "a"), share(&server, "b"));
     assert_eq!(a.heartbeat().await.unwrap(), 1);
     assert_eq!(b.heartbeat().await.unwrap(), 2);
     assert_eq!(a.heartbeat().await.unwrap(), 2);
@@ -254,7 +207,7 @@ struct Node {
 
 impl Node {
     fn start(server: &Server, name: &str, tasks: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> Self {
-        let share = Some((server.share(name), ShareMeters::install()));
+        let share = Some((share(server, name), ShareMeters::install()));
         let limits = Arc::new(RateLimits::new(&[(account(), rule(40, 0, 0))], share));
         let count = Arc::new(AtomicU32::new(1));
         let told = count.clone();
@@ -286,8 +239,7 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 #[tokio::test]
 async fn without_the_store_each_node_has_its_part_and_with_it_again_the_whole() {
-    let server = Server::start();
-    let port = server.port;
+    let mut server = Server::start();
     let (stop_all, stop) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let a = Node::start(&server, "a", &mut tasks, &stop);
@@ -297,12 +249,12 @@ async fn without_the_store_each_node_has_its_part_and_with_it_again_the_whole() 
     })
     .await;
     assert_eq!(a.admitted(15).await + b.admitted(15).await, 30);
-    drop(server);
+    server.kill();
     // Half of the limit each, of which a part was used before.
     let alone = a.admitted(100).await;
     assert!(alone <= 21, "{alone}");
     assert_eq!(a.admitted(5).await, 0);
-    let again = Server::start_at(port);
+    server.start_again();
     // The new server knows nothing of what was used: there is the whole limit, for both nodes together.
     eventually("the limit is shared again", async || a.admitted(1).await == 1).await;
     eventually("by both", async || b.limits.is_shared() && a.limits.is_shared()).await;
@@ -310,5 +262,4 @@ async fn without_the_store_each_node_has_its_part_and_with_it_again_the_whole() 
     assert!((30..=40).contains(&rest), "{rest}");
     let _ = stop_all.send(true);
     tasks.join_all().await;
-    drop(again);
 }

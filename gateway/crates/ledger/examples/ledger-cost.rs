@@ -13,8 +13,8 @@ use ::tests::postgres::Postgres;
 use clap::Parser;
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, ChargeLine, Dialect, Ending, Grants,
-    Item, KeyHash, LatencyTier, Money, Origin, Phase, Rate, Record, RequestId, Surface, Timings, TokenClass,
-    Usage, UsageSource, ValueTier,
+    Item, KeyHash, LatencyTier, Money, Origin, Rate, Record, RequestId, Surface, Timings, TokenClass, Usage,
+    UsageSource, ValueTier,
 };
 use ledger::{
     AccountSpec, Ask, BudgetSpec, Database, Fsync, Intent, KeySpec, Leases, Ledger, Opening, Period,
@@ -136,23 +136,8 @@ fn charge() -> Charge {
 }
 
 fn record(request: RequestId, intent: &Intent) -> Record {
-    let opening = &intent.opening;
     Record {
-        request,
-        started_unix_us: opening.started_unix_us,
-        account: Some(opening.account.clone()),
-        dialect: opening.dialect,
-        surface: opening.surface,
-        origin: opening.origin,
-        model_asked: opening.model_asked.clone(),
-        stream: opening.stream,
-        value: opening.value,
-        latency: opening.latency,
-        thinking: opening.thinking,
-        policy_version: opening.policy_version.clone(),
         ending: Ending::Completed,
-        phase: Phase::Stream,
-        refusal: None,
         status: 200,
         timings: Timings {
             total_us: 900,
@@ -173,6 +158,7 @@ fn record(request: RequestId, intent: &Intent) -> Record {
         }]
         .into_iter()
         .collect(),
+        ..intent.opening.record(request)
     }
 }
 

@@ -3,9 +3,7 @@
 use crate::journal::Entry;
 use crate::reservation::Intent;
 use crate::settlement::{CellName, Post, Settlement};
-use exchange::{
-    AttemptOutcome, AttemptRecord, Ending, Money, Phase, Record, RequestId, Timings, Usage, UsageSource,
-};
+use exchange::{AttemptOutcome, AttemptRecord, Money, Record, RequestId, Usage, UsageSource};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
@@ -97,23 +95,7 @@ pub(crate) fn estimate(request: RequestId, intents: &[Intent], held: Money) -> O
         }
     });
     Some(Record {
-        request,
-        started_unix_us: opening.started_unix_us,
-        account: Some(opening.account.clone()),
-        dialect: opening.dialect,
-        surface: opening.surface,
-        origin: opening.origin,
-        model_asked: opening.model_asked.clone(),
-        stream: opening.stream,
-        value: opening.value,
-        latency: opening.latency,
-        thinking: opening.thinking,
-        policy_version: opening.policy_version.clone(),
-        ending: Ending::Crashed,
-        phase: Phase::Stream,
-        refusal: None,
-        status: 0,
-        timings: Timings::default(),
         attempts: attempts.collect(),
+        ..opening.record(request)
     })
 }

@@ -7,8 +7,8 @@ use crate::journal::{Entry, JournalError, Shared};
 use crate::ledger::{Denied, Ledger};
 use crate::settlement::CellName;
 use exchange::{
-    AccountPath, BackendClass, Charge, Dialect, Envelope, LatencyTier, Money, Origin, Record, RequestId,
-    Surface, Thinking, Usage, ValueTier,
+    AccountPath, BackendClass, Charge, Dialect, Ending, Envelope, LatencyTier, Money, Origin, Phase, Record,
+    RequestId, Surface, Thinking, Timings, Usage, ValueTier,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -36,6 +36,32 @@ pub struct Opening {
     pub latency: LatencyTier,
     pub thinking: Option<Thinking>,
     pub policy_version: Arc<str>,
+}
+
+impl Opening {
+    /// The row of a request of which no more is known than this: it was cut off. Whoever knows more says so.
+    pub fn record(&self, request: RequestId) -> Record {
+        Record {
+            request,
+            started_unix_us: self.started_unix_us,
+            account: Some(self.account.clone()),
+            dialect: self.dialect,
+            surface: self.surface,
+            origin: self.origin,
+            model_asked: self.model_asked.clone(),
+            stream: self.stream,
+            value: self.value,
+            latency: self.latency,
+            thinking: self.thinking,
+            policy_version: self.policy_version.clone(),
+            ending: Ending::Crashed,
+            phase: Phase::Stream,
+            refusal: None,
+            status: 0,
+            timings: Timings::default(),
+            attempts: SmallVec::new(),
+        }
+    }
 }
 
 /// An upstream attempt that is about to start.
