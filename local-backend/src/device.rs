@@ -4,7 +4,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use engine::backend::{BLOCK_TOKENS, Backend, Row};
 use engine::model::cuda::{Capacity, Model, SyntheticModel};
-use engine::model::{CudaSettings, Device, Place, Precision, find};
+use engine::model::{CudaSettings, Device, Kernels, Place, Precision, find};
+use kernels::cuda::Ops;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -25,6 +26,10 @@ pub(crate) struct Flags {
     /// On a card: make answers independent of what shares a step, to the bit, at a cost in speed.
     #[arg(long)]
     invariant: bool,
+    /// On a card: auto takes the kernels made for its generation if they agree, at this start, with the plain ones; plain never
+    /// does.
+    #[arg(long, default_value = "auto")]
+    cuda_kernels: Kernels,
 }
 
 impl Flags {
@@ -46,11 +51,15 @@ impl Flags {
             ordinal: self.cuda_device,
             root: self.cuda_root.clone(),
             precision,
+            choice: self.cuda_kernels,
             ..CudaSettings::default()
         };
         let (place, reason) = find(self.device, threads, &settings)?;
         if let Some(reason) = reason {
             writeln!(std::io::stderr(), "on the CPU, since {reason}")?;
+        }
+        if let Place::Cuda { choice, .. } = &place {
+            writeln!(std::io::stderr(), "{}", choice.why)?;
         }
         Ok(place)
     }
@@ -70,6 +79,7 @@ pub(crate) fn synthetic(name: &str, flags: &Flags) -> anyhow::Result<()> {
         driver,
         precision,
         capacity,
+        choice,
     } = flags.find(1)?
     else {
         bail!(
@@ -78,7 +88,10 @@ pub(crate) fn synthetic(name: &str, flags: &Flags) -> anyhow::Result<()> {
     };
     let facts = driver.facts();
     let mut model = shape
-        .make(&driver, precision, capacity)
+        .make(
+            Ops::new(driver.clone(), precision).with_ways(choice.ways),
+            capacity,
+        )
         .with_context(|| format!("making {name}"))?;
     let batches: Vec<usize> = BATCHES
         .into_iter()

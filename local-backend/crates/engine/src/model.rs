@@ -17,7 +17,7 @@ use serde_json::Value;
 use source::Source;
 use std::path::Path;
 
-pub use place::{CudaSettings, Device, Place, Precision, find};
+pub use place::{CudaSettings, Device, Kernels, Place, Precision, find};
 
 /// A model, ready to run.
 pub struct Loaded {
@@ -144,8 +144,10 @@ fn assemble(path: &Path, (source, about): (Source, About), place: &Place) -> Res
             driver,
             precision,
             capacity,
+            choice,
         } => {
-            let model = cuda::Model::new(&source, info, (driver, *precision), *capacity)?;
+            let ops = place::launches(driver, *precision, choice);
+            let model = cuda::Model::new(&source, info, ops, *capacity)?;
             fitting_tokens = Some(model.blocks_that_fit() * crate::backend::BLOCK_TOKENS);
             Box::new(model)
         }

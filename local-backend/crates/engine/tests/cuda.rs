@@ -6,7 +6,7 @@
 use engine::backend::{BLOCK_TOKENS, Backend, Row, StepEnd};
 use engine::model::cuda::Capacity;
 use engine::model::{CudaSettings, Device, Place, Use, find, load_on};
-use kernels::cuda::{Order, Precision, Simt};
+use kernels::cuda::{Choice, Ops, Order, Precision, Simt, Way, Ways};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -234,13 +234,14 @@ fn place(precision: Precision, capacity: Capacity) -> Place {
             ..CudaSettings::default()
         };
         let found = find(Device::Cuda, 1, &settings).unwrap_or_else(|error| panic!("{error}"));
-        let Place::Cuda { driver, .. } = found.0 else {
+        let Place::Cuda { driver, choice, .. } = found.0 else {
             panic!("a card")
         };
         return Place::Cuda {
             driver,
             precision,
             capacity,
+            choice,
         };
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -248,6 +249,13 @@ fn place(precision: Precision, capacity: Capacity) -> Place {
         driver: Simt::build(folder, Order::Mixed).unwrap_or_else(|error| panic!("{error}")),
         precision,
         capacity,
+        choice: Choice {
+            ways: Ways {
+                multiply: Way::Hopper,
+                attend: Way::Hopper,
+            },
+            why: String::new(),
+        },
     }
 }
 
@@ -454,6 +462,35 @@ fn gemma3_with_a_window_and_norms_inside() {
     compare(&shape, 0.01);
 }
 
+/// A prompt long enough for Hopper's own kernels in every layer, in two chunks, and a decoded token after it.
+#[test]
+fn a_long_prompt_on_hopper_kernels() {
+    let shape = Shape {
+        architecture: "llama",
+        width: 128,
+        feed: 192,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 64,
+        formats: [Q4_1, Q8_0],
+        window: 0,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(&shape, folder.path());
+    let room = Capacity {
+        tokens: 160,
+        sequences: 4,
+    };
+    let mut cpu = backend(&path, &Place::cpu(1));
+    let mut cuda = backend(&path, &place(Precision::Fast, room));
+    let prompt = tokens(291, 1);
+    for (rows, what) in [(&prompt[..290], "a prompt"), (&prompt[290..], "a token")] {
+        let first = if rows.len() == 1 { 290 } else { 0 };
+        let expected = step(&mut *cpu, &[(rows, first, 0)]);
+        near(&step(&mut *cuda, &[(rows, first, 0)]), &expected, 0.025, what);
+    }
+}
+
 #[test]
 fn with_invariant_precision_chunks_and_company_do_not_change_a_bit() {
     let shape = Shape {
@@ -513,7 +550,7 @@ fn a_synthetic_model_generates_on_the_device_what_the_host_would_choose() {
         panic!("a device")
     };
     let tiny = engine::model::cuda::SyntheticModel::tiny();
-    let mut model = tiny.make(&driver, Precision::Fast, SMALL).unwrap();
+    let mut model = tiny.make(Ops::new(driver, Precision::Fast), SMALL).unwrap();
     model.allocate(20).unwrap();
     let generated = model.generate(2, 6).unwrap();
     // The same by the interface that gives logits.

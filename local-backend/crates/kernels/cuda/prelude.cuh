@@ -18,6 +18,7 @@ typedef unsigned long long u64;
 // For at least so many blocks on a multiprocessor: where the compiler, left alone, spills to have more.
 #define KERNEL_AT_LEAST(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
+#define METHOD __device__ __forceinline__
 #define REGISTER(name)
 
 DEVICE float from_half(u16 bits) {

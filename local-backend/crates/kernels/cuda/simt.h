@@ -25,6 +25,7 @@ typedef unsigned long long u64;
 
 #define __shared__
 #define DEVICE static inline
+#define METHOD inline
 #define KERNEL(threads) static void
 #define KERNEL_AT_LEAST(threads, blocks) static void
 struct alignas(8) uint2 { u32 x, y; };
@@ -40,8 +41,9 @@ static Place threadIdx, blockIdx, blockDim, gridDim;
 
 namespace simt {
 
-constexpr u32 LANES = 32, MAX_THREADS = 1024, STACK = 128 << 10, ARENA = 160 << 10, SLOT = 32;
-enum State { READY, AT_WARP, AT_BLOCK, DONE };
+constexpr u32 LANES = 32, MAX_THREADS = 1024, STACK = 128 << 10, ARENA = 228 << 10, SLOT = 32;
+enum State { READY, AT_WARP, AT_GROUP, AT_NAMED, AT_PHASE, AT_BLOCK, DONE };
+constexpr u32 GROUP = 128;  // threads of a warpgroup
 
 struct Fibre {
   ucontext_t context;
@@ -49,6 +51,9 @@ struct Fibre {
   bool is_begun = false;
   State state = DONE;
   u32 turn = 0;  // parity of the warp's collectives
+  u32 name = 0, members = 0;  // of the named barrier waited for
+  const void* barrier = nullptr;  // and of an mbarrier, with the parity of the phase
+  u32 parity = 0;
   std::vector<char> stack;
 };
 
@@ -61,6 +66,8 @@ struct Machine {
   const void* args = nullptr;
   alignas(16) u8 slots[2][MAX_THREADS][SLOT];
   char error[256];
+  u32 shared = 0;                 // bytes that the launch asked for
+  const char* problem = nullptr;  // found inside of a kernel
 };
 static Machine machine;
 
@@ -121,31 +128,61 @@ static std::map<std::string, Entry>& registry() {
 }
 template <auto FUNCTION> struct Unpack;
 template <class Args, void (*FUNCTION)(Args)> struct Unpack<FUNCTION> {
-  static void call(const void* args) { FUNCTION(*static_cast<const Args*>(args)); }
+  static void call(const void* args) {
+    Args own;  // aligned
+    memcpy(&own, args, sizeof own);
+    FUNCTION(own);
+  }
 };
 struct Registered {
   Registered(const char* name, Entry entry) { registry()[name] = entry; }
 };
 
+// Of Hopper's asynchronous copies and barriers, see `hopper/simt.h`.
+static bool is_over(const void* barrier, u32 parity);
+static bool land_one();
+
+// Lets go what waits together among `at..at + count`.
+static bool let_go(u32 at, u32 count, State state) {
+  for (u32 other = at; other < at + count; ++other) {
+    if (machine.fibres[other].state != state) return false;
+  }
+  for (u32 other = at; other < at + count; ++other) machine.fibres[other].state = READY;
+  return true;
+}
+
+static bool release_named(u32 threads) {
+  bool any = false;
+  for (u32 at = 0; at < threads; ++at) {
+    Fibre& fibre = machine.fibres[at];
+    if (fibre.state == AT_PHASE && is_over(fibre.barrier, fibre.parity)) {
+      fibre.state = READY;
+      any = true;
+    }
+    if (fibre.state != AT_NAMED) continue;
+    u32 there = 0;
+    const auto same = [&](const Fibre& other) { return other.state == AT_NAMED && other.name == fibre.name; };
+    for (u32 other = 0; other < threads; ++other) there += same(machine.fibres[other]);
+    if (there < fibre.members) continue;
+    const u32 name = fibre.name;
+    for (u32 other = 0; other < threads; ++other) {
+      Fibre& waiting = machine.fibres[other];
+      if (waiting.state == AT_NAMED && waiting.name == name) waiting.state = READY;
+    }
+    any = true;
+  }
+  return any;
+}
+
 // Lets go what waits together; false where nothing can go on.
 static bool release(u32 threads) {
   bool any = false;
-  u32 at_block = 0;
-  for (u32 first = 0; first < threads; first += LANES) {
-    u32 at_warp = 0;
-    for (u32 at = first; at < first + LANES; ++at) {
-      at_warp += machine.fibres[at].state == AT_WARP;
-      at_block += machine.fibres[at].state == AT_BLOCK;
-    }
-    if (at_warp < LANES) continue;
-    any = true;
-    for (u32 at = first; at < first + LANES; ++at) machine.fibres[at].state = READY;
-  }
-  if (at_block == threads) {
-    any = true;
-    for (u32 at = 0; at < threads; ++at) machine.fibres[at].state = READY;
-  }
-  return any;
+  for (u32 at = 0; at < threads; at += LANES) any |= let_go(at, LANES, AT_WARP);
+  for (u32 at = 0; at + GROUP <= threads; at += GROUP) any |= let_go(at, GROUP, AT_GROUP);
+  any |= release_named(threads);
+  any |= let_go(0, threads, AT_BLOCK);
+  // A copy lands only when nobody can go on without it.
+  return any || land_one();
 }
 
 static bool run_block(u32 threads) {
@@ -158,6 +195,7 @@ static bool run_block(u32 threads) {
       if (machine.fibres[at].state == READY) run(at);
     }
     for (u32 at = 0; at < threads; ++at) done += machine.fibres[at].state == DONE;
+    if (machine.problem) return false;
     if (done == threads) return true;
     if (!release(threads)) return false;
   }
@@ -167,9 +205,10 @@ static bool run_block(u32 threads) {
 
 #define REGISTER(name) static const simt::Registered registered_##name(#name, {simt::Unpack<name>::call});
 
-alignas(128) float4 arena[simt::ARENA / sizeof(float4)];
+alignas(1024) float4 arena[simt::ARENA / sizeof(float4)];
 
 static inline void __syncthreads() { simt::wait(simt::AT_BLOCK); }
+static inline void __syncwarp() { simt::wait(simt::AT_WARP); }
 template <class T> static inline T __shfl_xor_sync(u32, T value, u32 mask) {
   const u32 lane = threadIdx.x % 32;
   return simt::exchange(value)[lane ^ mask];
@@ -251,39 +290,4 @@ template <int PENDING> static inline void copies_wait() {
     else later.push_back(copy);
   }
   mine.swap(later);
-}
-
-extern "C" void simt_order(u32 order) { simt::machine.order = order; }
-
-// Runs a kernel over a grid; null, or what went wrong.
-extern "C" const char* simt_launch(const char* name, const u32* grid, u32 threads, u32 shared, const void* args) {
-  auto& machine = simt::machine;
-  const auto found = simt::registry().find(name);
-  const auto fail = [&](const char* what) {
-    snprintf(machine.error, sizeof machine.error, "%s at block (%u, %u, %u): %s", name, blockIdx.x, blockIdx.y, blockIdx.z, what);
-    for (auto& fibre : machine.fibres) fibre.is_begun = false;
-    for (auto& list : copies) list.clear();
-    return machine.error;
-  };
-  if (found == simt::registry().end()) return fail("no such kernel");
-  if (threads == 0 || threads > simt::MAX_THREADS || threads % 32) return fail("threads must be whole warps, up to 1,024");
-  if (shared + 256 > simt::ARENA) return fail("more shared memory than there is");
-  machine.kernel = found->second.call;
-  machine.args = args;
-  blockDim = {threads, 1, 1};
-  gridDim = {grid[0], grid[1], grid[2]};
-  u8* bytes = reinterpret_cast<u8*>(arena);
-  for (u32 z = 0; z < grid[2]; ++z) {
-    for (u32 y = 0; y < grid[1]; ++y) {
-      for (u32 x = 0; x < grid[0]; ++x) {
-        blockIdx = {x, y, z};
-        memset(bytes, 0xff, shared + 256);
-        if (!simt::run_block(threads)) return fail("some threads wait in a barrier or collective that others never reach");
-        for (u32 at = shared; at < shared + 256; ++at) {
-          if (bytes[at] != 0xff) return fail("shared memory was written beyond what the launch asked for");
-        }
-      }
-    }
-  }
-  return nullptr;
 }

@@ -13,8 +13,10 @@ mod batch;
 mod buffer;
 mod cache;
 mod card;
+mod choose;
 mod driver;
 mod gemm;
+mod hopper;
 mod libraries;
 mod matrix;
 mod nvrtc;
@@ -28,13 +30,15 @@ pub use attention::{HeadShape, KvPages, QkvExtras, Span, Workspace};
 pub use batch::{Batch, Limits, Singles, Steps};
 pub use buffer::{Buffer, Plain};
 pub use card::Card;
-pub use driver::{Driver, Facts, Gemm, GraphId, Launch};
+pub use choose::{Choice, Kernels, choose};
+pub use driver::{Driver, Facts, Gemm, GraphId, Hopper, Launch, TensorMap, TensorShape};
+pub use hopper::{Way, Ways};
 pub use libraries::Libraries;
 pub use matrix::{Matrix, Place, Scratch, Then};
 pub use nvrtc::{Arch, Compiled, Compiler};
 pub use sampling::{Cuts, Sampling};
 pub use simt::{Order, Simt};
-pub use source::{MODULES, Module};
+pub use source::{HOPPER_MODULES, MODULES, Module};
 pub use tiles::{Kind, Packed, WeightBlock, pack};
 
 use std::sync::Arc;
@@ -45,6 +49,7 @@ pub struct Ops {
     driver: Arc<dyn Driver>,
     facts: Facts,
     precision: Precision,
+    ways: Ways,
 }
 
 /// Whether a token's result may depend on how many others share a step.
@@ -64,7 +69,14 @@ impl Ops {
             driver,
             facts,
             precision,
+            ways: Ways::default(),
         }
+    }
+
+    /// With kernels as [`choose`] found them fit.
+    #[must_use]
+    pub fn with_ways(self, ways: Ways) -> Self {
+        Self { ways, ..self }
     }
 
     #[must_use]

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 #[path = "simt/attention.rs"]
 mod attention;
+#[path = "simt/hopper.rs"]
+mod hopper;
 
 const ORDERS: [Order; 3] = [Order::Forwards, Order::Backwards, Order::Mixed];
 

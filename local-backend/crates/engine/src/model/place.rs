@@ -2,11 +2,11 @@
 
 use super::Use;
 use super::cuda::Capacity;
-use kernels::cuda::{Card, CudaError, Driver, Libraries};
+use kernels::cuda::{Card, Choice, CudaError, Driver, Libraries, Ops, choose};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use kernels::cuda::Precision;
+pub use kernels::cuda::{Kernels, Precision};
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct CudaSettings {
     /// Where compiled kernels are kept; `None`: compiled at every start.
     pub kernels: Option<PathBuf>,
     pub precision: Precision,
+    /// Which kernels a card may take.
+    pub choice: Kernels,
 }
 
 impl Default for CudaSettings {
@@ -50,6 +52,7 @@ impl Default for CudaSettings {
             root: None,
             kernels: std::env::home_dir().map(|home| home.join(".cache/tollgate/kernels")),
             precision: Precision::Fast,
+            choice: Kernels::Auto,
         }
     }
 }
@@ -65,6 +68,8 @@ pub enum Place {
         driver: Arc<dyn Driver>,
         precision: Precision,
         capacity: Capacity,
+        /// The kernels that were found fit, and why.
+        choice: Choice,
     },
 }
 
@@ -77,6 +82,11 @@ impl Place {
             weights: Use::AsStored,
         }
     }
+}
+
+/// What launches on a card with the kernels chosen for it.
+pub(super) fn launches(driver: &Arc<dyn Driver>, precision: Precision, choice: &Choice) -> Ops {
+    Ops::new(driver.clone(), precision).with_ways(choice.ways)
 }
 
 impl std::fmt::Debug for Place {
@@ -107,12 +117,15 @@ pub fn find(
         return Ok((Place::cpu(threads), None));
     }
     let libraries = Libraries::new(settings.root.as_deref());
-    match Card::open(settings.ordinal, &libraries, settings.kernels.as_deref()) {
-        Ok(driver) => {
+    let opened = Card::open(settings.ordinal, &libraries, settings.kernels.as_deref())
+        .and_then(|driver| Ok((choose(&driver, settings.choice)?, driver)));
+    match opened {
+        Ok((choice, driver)) => {
             let place = Place::Cuda {
                 driver,
                 precision: settings.precision,
                 capacity: Capacity::default(),
+                choice,
             };
             Ok((place, None))
         }

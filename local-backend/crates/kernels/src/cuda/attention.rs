@@ -2,7 +2,7 @@
 
 use super::batch::{BLOCK, Batch, TILE};
 use super::buffer::Buffer;
-use super::{Args, CudaError, Driver, Ops, check};
+use super::{Args, CudaError, Driver, Ops, Precision, Way, check};
 use crate::Pairs;
 use std::sync::Arc;
 
@@ -41,10 +41,10 @@ impl HeadShape {
 /// Keys and values of one layer in f16.
 #[derive(Debug)]
 pub struct KvPages {
-    keys: Buffer<u16>,
-    values: Buffer<u16>,
-    shape: HeadShape,
-    blocks: usize,
+    pub(super) keys: Buffer<u16>,
+    pub(super) values: Buffer<u16>,
+    pub(super) shape: HeadShape,
+    pub(super) blocks: usize,
 }
 
 impl KvPages {
@@ -97,7 +97,7 @@ pub struct Span {
 /// What attention works in.
 #[derive(Debug)]
 pub struct Workspace {
-    queries: Buffer<u16>,
+    pub(super) queries: Buffer<u16>,
     partial: Buffer<f32>,
     sums: Buffer<[f32; 2]>,
     /// Splits that fit.
@@ -291,6 +291,9 @@ impl Ops {
         check(work.shape == shape, || "a workspace of other heads".into())?;
         if singles > 0 {
             self.decode(batch, span, (pages, work), out)?;
+        }
+        if self.ways.attend == Way::Hopper && self.precision == Precision::Fast {
+            return self.attend_on_hopper(batch, span, (pages, work), out);
         }
         let args = PrefillArgs {
             queries: work.queries.at(),

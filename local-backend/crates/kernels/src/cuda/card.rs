@@ -1,8 +1,11 @@
 //! A real card, through the driver's interface. Never run yet.
 
 use super::cache::DiskCache;
-use super::driver::{Gemm, Launch};
-use super::{Arch, Compiler, CudaError, Driver, Facts, GraphId, Libraries, MODULES, gemm};
+use super::driver::{Gemm, Hopper, Launch, TensorMap, TensorShape};
+use super::{
+    Arch, Compiled, Compiler, CudaError, Driver, Facts, GraphId, HOPPER_MODULES, Libraries, MODULES, Module,
+    gemm,
+};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -103,34 +106,56 @@ impl Card {
         };
         let compiler = Compiler::new(libraries)?;
         let cache = kernels.map(DiskCache::new);
-        // The compiler takes about a second for the larger files; all at once.
-        let compiled: Vec<_> = std::thread::scope(|scope| {
-            let (compiler, cache) = (&compiler, cache.as_ref());
-            let work: Vec<_> = MODULES
-                .iter()
-                .map(|module| scope.spawn(move || compiler.compile_cached(module, arch, cache)))
-                .collect();
-            work.into_iter()
-                .map(|work| {
-                    work.join()
-                        .unwrap_or_else(|_| Err(CudaError::device("compiling kernels", "a thread ended")))
-                })
-                .collect()
-        });
-        for (module, compiled) in MODULES.iter().zip(compiled) {
-            let cubin = compiled?.cubin;
-            // SAFETY: machine code that the compiler made for this card; the module is kept until `drop`.
-            let loaded = unsafe { result::module::load_data(cubin.as_ptr().cast()) }
-                .map_err(failed("loading kernels"))?;
-            self.modules.push(loaded);
-            for kernel in module.kernels {
-                let name =
-                    CString::new(*kernel).map_err(|error| CudaError::device("a kernel's name", error))?;
-                // SAFETY: the module was just loaded.
-                let function =
-                    unsafe { result::module::get_function(loaded, name) }.map_err(failed(kernel))?;
-                self.functions.insert(kernel, function);
+        for (module, compiled) in MODULES
+            .iter()
+            .zip(compile(&compiler, &MODULES, arch, cache.as_ref()))
+        {
+            self.take(module, &compiled?, 0)?;
+        }
+        self.facts.hopper = if arch == Arch::HOPPER {
+            // Without these everything still runs, so that an error only has its reason kept.
+            match self.load_hopper(&compiler, cache.as_ref()) {
+                Ok(()) => Hopper::Loaded,
+                Err(error) => Hopper::Absent(format!("since Hopper's cannot be loaded: {error}")),
             }
+        } else {
+            Hopper::Absent(format!(
+                "since the card is {arch} and the others are for {}",
+                Arch::HOPPER
+            ))
+        };
+        Ok(())
+    }
+
+    fn load_hopper(&mut self, compiler: &Compiler, cache: Option<&DiskCache>) -> Result<(), CudaError> {
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device was given by the driver.
+        let shared = unsafe { result::device::get_attribute(self.device, attribute) }
+            .map_err(failed("asking the card"))?;
+        let compiled = compile(compiler, &HOPPER_MODULES, Arch::HOPPER, cache);
+        for (module, compiled) in HOPPER_MODULES.iter().zip(compiled) {
+            self.take(module, &compiled?, shared)?;
+        }
+        Ok(())
+    }
+
+    /// Loads a module's kernels, allowed so many bytes of shared memory beyond what all are (0: no more).
+    fn take(&mut self, module: &Module, compiled: &Compiled, shared: i32) -> Result<(), CudaError> {
+        // SAFETY: machine code that the compiler made for this card; the module is kept until `drop`.
+        let loaded = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) }
+            .map_err(failed("loading kernels"))?;
+        self.modules.push(loaded);
+        for kernel in module.kernels {
+            let name = CString::new(*kernel).map_err(|error| CudaError::device("a kernel's name", error))?;
+            // SAFETY: the module was just loaded.
+            let function = unsafe { result::module::get_function(loaded, name) }.map_err(failed(kernel))?;
+            if shared > 0 {
+                let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function was just given by the driver.
+                unsafe { result::function::set_function_attribute(function, most, shared) }
+                    .map_err(failed(kernel))?;
+            }
+            self.functions.insert(kernel, function);
         }
         Ok(())
     }
@@ -162,6 +187,27 @@ impl Card {
     }
 }
 
+/// Machine code of each module. The compiler takes about a second for the larger files; all at once.
+fn compile(
+    compiler: &Compiler,
+    modules: &[Module],
+    arch: Arch,
+    cache: Option<&DiskCache>,
+) -> Vec<Result<Compiled, CudaError>> {
+    std::thread::scope(|scope| {
+        let work: Vec<_> = modules
+            .iter()
+            .map(|module| scope.spawn(move || compiler.compile_cached(module, arch, cache)))
+            .collect();
+        work.into_iter()
+            .map(|work| {
+                work.join()
+                    .unwrap_or_else(|_| Err(CudaError::device("compiling kernels", "a thread ended")))
+            })
+            .collect()
+    })
+}
+
 fn facts(device: sys::CUdevice) -> Result<Facts, CudaError> {
     use sys::CUdevice_attribute_enum as Attribute;
     let ask = |attribute| {
@@ -181,6 +227,8 @@ fn facts(device: sys::CUdevice) -> Result<Facts, CudaError> {
         total_bytes: total as u64,
         bandwidth: u64::from(clock.unsigned_abs()) * 1000 * u64::from(bus.unsigned_abs()) / 8 * 2,
         has_gemm: false,
+        processors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.unsigned_abs(),
+        hopper: Hopper::default(),
     })
 }
 
@@ -256,6 +304,37 @@ unsafe impl Driver for Card {
         };
         // SAFETY: the caller's promise.
         unsafe { library.multiply(gemm, self.stream.cast()) }.map(|()| true)
+    }
+
+    fn tensor_map(&self, shape: &TensorShape) -> Result<TensorMap, CudaError> {
+        self.enter()?;
+        let rank = shape.sizes.len();
+        if !(1..=5).contains(&rank) || shape.strides.len() + 1 != rank || shape.extent.len() != rank {
+            return Err(CudaError::Shape(format!("no tensor map describes {shape:?}")));
+        }
+        let mut map = TensorMap::default();
+        let steps = [1u32; 5];
+        // SAFETY: the lists have as many numbers as the rank says, just checked; the map is as large and aligned as the driver's.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                // The bits are copied as they are, so that f16 goes by the same name.
+                sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                rank as u32,
+                shape.at as *mut c_void,
+                shape.sizes.as_ptr(),
+                shape.strides.as_ptr(),
+                shape.extent.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+        }
+        .map_err(failed("describing a tensor"))?;
+        Ok(map)
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {

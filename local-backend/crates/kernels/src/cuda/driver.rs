@@ -14,7 +14,44 @@ pub struct Facts {
     pub bandwidth: u64,
     /// Whether the vendor's GEMM library is there.
     pub has_gemm: bool,
+    /// Multiprocessors.
+    pub processors: u32,
+    pub hopper: Hopper,
 }
+
+/// Whether the kernels for Hopper alone are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hopper {
+    Loaded,
+    /// And why not.
+    Absent(String),
+}
+
+impl Default for Hopper {
+    fn default() -> Self {
+        Self::Absent("the device has no others".into())
+    }
+}
+
+/// Bytes of an element of a tensor.
+pub(super) const ELEMENT: u64 = 2;
+
+/// How a tensor of 16-bit elements lies in memory, and the box of it that is copied at a time, into shared memory swizzled by 128
+/// bytes. The innermost dimension comes first; its elements lie together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorShape {
+    pub(super) at: u64,
+    pub(super) sizes: Vec<u64>,
+    /// Bytes, from the second dimension on.
+    pub(super) strides: Vec<u64>,
+    /// Of the box.
+    pub(super) extent: Vec<u32>,
+}
+
+/// A tensor's shape as the device's copies take it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(128))]
+pub struct TensorMap(pub(super) [u64; 16]);
 
 /// A recorded sequence of launches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +127,12 @@ pub unsafe trait Driver: Send + Sync {
     /// # Errors
     /// The device refuses.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<bool, CudaError>;
+
+    /// Describes a tensor for a kernel's copies.
+    ///
+    /// # Errors
+    /// The device has no such copies or refuses the shape.
+    fn tensor_map(&self, shape: &TensorShape) -> Result<TensorMap, CudaError>;
 
     /// Waits for all that was given.
     ///

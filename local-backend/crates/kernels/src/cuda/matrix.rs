@@ -15,7 +15,7 @@ const UNPACK_FROM: usize = 256;
 const LIBRARY_FROM: usize = 9;
 
 #[derive(Debug)]
-enum Weights {
+pub(super) enum Weights {
     Tiles {
         kind: Kind,
         tiles: Buffer<u8>,
@@ -30,7 +30,7 @@ enum Weights {
 pub struct Matrix {
     rows: usize,
     columns: usize,
-    weights: Weights,
+    pub(super) weights: Weights,
 }
 
 impl Matrix {
@@ -201,6 +201,7 @@ impl Matrix {
         let by_library = ops.facts.has_gemm && ops.precision == Precision::Fast;
         match self.weights {
             Weights::Bf16(_) => Form::Bf16,
+            Weights::Tiles { .. } if ops.multiplies_on_hopper(self.columns, tokens) => Form::Bf16,
             Weights::Tiles { .. } if by_library && tokens >= UNPACK_FROM => Form::Bf16,
             Weights::Tiles { .. } => Form::Q8,
         }
@@ -374,6 +375,9 @@ impl Ops {
                 };
                 self.multiply_tiles(*kind, &args)
             }
+            Weights::Tiles { .. } if self.multiplies_on_hopper(matrix.columns, x.tokens) => {
+                self.by_hopper(matrix, x, (to, place))
+            }
             Weights::Tiles { kind, tiles, scales } => {
                 self.unpack(*kind, (tiles, scales), matrix, &mut scratch.0)?;
                 let done = self.by_library(scratch.0.at(), matrix, x, (to, place))?;
@@ -384,9 +388,29 @@ impl Ops {
                 if many && self.by_library(bits.at(), matrix, x, (to, place))? {
                     return Ok(());
                 }
+                if self.multiplies_on_hopper(matrix.columns, x.tokens) {
+                    return self.by_hopper(matrix, x, (to, place));
+                }
                 self.multiply_bf16(bits.at(), matrix, x, (to, place))
             }
         }
+    }
+
+    /// A bf16 matrix by the kernel that every card runs, whatever the tokens.
+    ///
+    /// # Errors
+    /// It is not bf16, something is shorter than the sizes say, or the device refuses.
+    pub(super) fn multiply_plainly(
+        &self,
+        matrix: &Matrix,
+        x: &Activations,
+        (out, place): (&mut Buffer<f32>, Place),
+    ) -> Result<(), CudaError> {
+        check_place(matrix, x, out, &place)?;
+        let Weights::Bf16(bits) = &matrix.weights else {
+            return Err(CudaError::Shape("no plain multiply takes tiles and bf16".into()));
+        };
+        self.multiply_bf16(bits.at(), matrix, x, (out.at() + 4 * place.offset as u64, place))
     }
 
     fn multiply_tiles(&self, kind: Kind, args: &MatmulArgs) -> Result<(), CudaError> {

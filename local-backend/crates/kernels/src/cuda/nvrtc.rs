@@ -160,7 +160,7 @@ fn options(arch: Arch) -> [String; 4] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::MODULES;
+    use super::super::{HOPPER_MODULES, MODULES, Module};
     use super::*;
     use std::path::Path;
 
@@ -175,13 +175,16 @@ mod tests {
         Some(Compiler::new(&Libraries::new(Some(&root))).unwrap())
     }
 
-    fn compile_all(arch: Arch) {
+    fn compile_all(modules: &[Module], arch: Arch) {
         let Some(compiler) = fetched() else { return };
-        for module in MODULES {
+        for module in modules {
             let compiled = compiler
-                .compile(&module, arch)
+                .compile(module, arch)
                 .unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(&compiled.cubin[..4], b"\x7fELF", "{} for {arch}", module.file);
+            for slow in ["serialized", "setmaxnreg"] {
+                assert!(!compiled.log.contains(slow), "{}: {}", module.file, compiled.log);
+            }
             for kernel in module.kernels {
                 let name = format!("Compiling entry function '{kernel}'");
                 let Some((_, report)) = compiled.log.split_once(&name) else {
@@ -200,12 +203,17 @@ mod tests {
 
     #[test]
     fn every_kernel_becomes_machine_code_for_ampere_without_a_spill() {
-        compile_all(Arch::AMPERE);
+        compile_all(&MODULES, Arch::AMPERE);
     }
 
     #[test]
     fn every_kernel_becomes_machine_code_for_hopper_without_a_spill() {
-        compile_all(Arch::HOPPER);
+        compile_all(&MODULES, Arch::HOPPER);
+    }
+
+    #[test]
+    fn the_kernels_for_hopper_alone_become_machine_code_whose_multiplies_do_not_wait_for_each_other() {
+        compile_all(&HOPPER_MODULES, Arch::HOPPER);
     }
 
     #[test]

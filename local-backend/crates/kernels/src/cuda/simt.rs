@@ -3,8 +3,8 @@
 //! Beside what the shim itself finds, memory begins as NaN, and a write outside of an allocation is found after the launch that did
 //! it. Recordings are lists of launches.
 
-use super::driver::{Gemm, Launch};
-use super::{CudaError, Driver, Facts, GraphId, source};
+use super::driver::{ELEMENT, Gemm, Hopper, Launch, TensorMap, TensorShape};
+use super::{CudaError, Driver, Facts, GraphId, check, source};
 use libloading::Library;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
@@ -205,6 +205,8 @@ unsafe impl Driver for Simt {
             name: "the CPU, through the SIMT shim".into(),
             free_bytes: 1 << 30,
             total_bytes: 1 << 30,
+            processors: 3,
+            hopper: Hopper::Loaded,
             ..Facts::default()
         }
     }
@@ -269,6 +271,28 @@ unsafe impl Driver for Simt {
 
     unsafe fn gemm(&self, _gemm: &Gemm) -> Result<bool, CudaError> {
         Ok(false)
+    }
+
+    /// As `hopper/simt.h` reads it; what a card would refuse is refused.
+    fn tensor_map(&self, shape: &TensorShape) -> Result<TensorMap, CudaError> {
+        let rank = shape.sizes.len();
+        let is_sound = (1..=5).contains(&rank)
+            && shape.strides.len() + 1 == rank
+            && shape.extent.len() == rank
+            && shape.at.is_multiple_of(16)
+            && shape.strides.iter().all(|stride| stride.is_multiple_of(16))
+            && shape.extent.iter().all(|extent| (1..=256).contains(extent))
+            && u64::from(shape.extent[0]) * ELEMENT <= 128;
+        check(is_sound, || format!("no tensor map describes {shape:?}"))?;
+        let mut map = TensorMap::default();
+        map.0[0] = shape.at;
+        map.0[1] = rank as u64 | ELEMENT << 8;
+        map.0[2..2 + rank].copy_from_slice(&shape.sizes);
+        map.0[7..6 + rank].copy_from_slice(&shape.strides);
+        for (at, extent) in shape.extent.iter().enumerate() {
+            map.0[11 + at] = u64::from(*extent);
+        }
+        Ok(map)
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {

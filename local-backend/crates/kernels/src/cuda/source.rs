@@ -12,6 +12,9 @@ pub struct Module {
 
 const PRELUDE: &str = include_str!("../../cuda/prelude.cuh");
 const SHIM: &str = include_str!("../../cuda/simt.h");
+const HOPPER_PRELUDE: &str = include_str!("../../cuda/hopper/prelude.cuh");
+const HOPPER_SHIM: &str = include_str!("../../cuda/hopper/simt.h");
+const SHIM_LAUNCH: &str = include_str!("../../cuda/simt_launch.h");
 
 macro_rules! module {
     ($file:literal, $($kernel:literal)*) => {
@@ -44,12 +47,24 @@ pub const MODULES: [Module; 8] = [
     module!("sample.cu", "sample" "advance"),
 ];
 
+/// Files of kernels for Hopper alone.
+pub const HOPPER_MODULES: [Module; 2] = [
+    module!("hopper/gemm.cu",
+        "gemm_bf16_128" "gemm_bf16_256" "gemm_w4_128" "gemm_w8_128" "gemm_w8x16_128"),
+    module!("hopper/attention.cu", "hopper_prefill_64" "hopper_prefill_128" "hopper_prefill_256"),
+];
+
 impl Module {
+    fn is_for_hopper(&self) -> bool {
+        self.file.starts_with("hopper/")
+    }
+
     /// What the compiler is given for a card.
     #[must_use]
     pub fn assembled(&self) -> String {
+        let more = if self.is_for_hopper() { HOPPER_PRELUDE } else { "" };
         format!(
-            "#line 1 \"prelude.cuh\"\n{PRELUDE}\n#line 1 \"{}\"\n{}",
+            "#line 1 \"prelude.cuh\"\n{PRELUDE}\n#line 1 \"hopper/prelude.cuh\"\n{more}\n#line 1 \"{}\"\n{}",
             self.file, self.text
         )
     }
@@ -57,9 +72,20 @@ impl Module {
 
 /// All kernels as one C++ file for the CPU.
 pub(super) fn for_simt() -> String {
-    let mut out = format!("#line 1 \"simt.h\"\n{SHIM}\n#line 1 \"prelude.cuh\"\n{PRELUDE}\n");
-    for module in MODULES {
-        out.push_str(&format!("#line 1 \"{}\"\n{}\n", module.file, module.text));
+    let mut out = String::new();
+    let before = [
+        ("simt.h", SHIM),
+        ("hopper/simt.h", HOPPER_SHIM),
+        ("prelude.cuh", PRELUDE),
+        ("hopper/prelude.cuh", HOPPER_PRELUDE),
+    ];
+    let modules = MODULES.iter().chain(&HOPPER_MODULES);
+    let all = before
+        .into_iter()
+        .chain(modules.map(|module| (module.file, module.text)))
+        .chain([("simt_launch.h", SHIM_LAUNCH)]);
+    for (file, text) in all {
+        out.push_str(&format!("#line 1 \"{file}\"\n{text}\n"));
     }
     out
 }
@@ -70,7 +96,7 @@ mod tests {
 
     #[test]
     fn every_kernel_is_listed_where_it_is_defined() {
-        for module in MODULES {
+        for module in MODULES.iter().chain(&HOPPER_MODULES) {
             // Those made by a macro carry their parameters in the name, so the stem is looked for.
             for kernel in module.kernels {
                 let stem = kernel.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '_');

@@ -4,7 +4,7 @@ use super::super::arch::{Config, Order};
 use super::super::source::Source;
 use super::{Capacity, Layer, Model, Stack, Weights};
 use crate::backend::ModelInfo;
-use kernels::cuda::{Buffer, CudaError, Driver, Matrix, Ops, Precision};
+use kernels::cuda::{Buffer, CudaError, Driver, Matrix, Ops};
 use kernels::{Activation, Rows};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -199,7 +199,7 @@ impl Model {
     pub(in super::super) fn new(
         source: &Source,
         info: ModelInfo,
-        (driver, precision): (&Arc<dyn Driver>, Precision),
+        ops: Ops,
         capacity: Capacity,
     ) -> Result<Self, String> {
         let mut config = source.config()?;
@@ -214,7 +214,7 @@ impl Model {
         let mut loader = Loader {
             source,
             config: &config,
-            driver,
+            driver: ops.driver(),
             bytes: 0,
         };
         let weights = loader.weights(vocabulary)?;
@@ -229,7 +229,7 @@ impl Model {
         Ok(Self::assemble(
             (config, vocabulary, info),
             (weights, frequencies),
-            Ops::new(driver.clone(), precision),
+            ops,
             capacity,
         ))
     }

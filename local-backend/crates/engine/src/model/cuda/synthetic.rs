@@ -4,8 +4,7 @@ use super::super::arch::{Config, Rope};
 use super::{Capacity, Layer, Model, Stack, Weights};
 use crate::backend::ModelInfo;
 use kernels::Pairs;
-use kernels::cuda::{Buffer, CudaError, Driver, Kind, Matrix, Ops, Precision};
-use std::sync::Arc;
+use kernels::cuda::{Buffer, CudaError, Kind, Matrix, Ops};
 
 /// A shape to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,14 +167,8 @@ impl SyntheticModel {
     ///
     /// # Errors
     /// There is not so much memory.
-    pub fn make(
-        &self,
-        driver: &Arc<dyn Driver>,
-        precision: Precision,
-        capacity: Capacity,
-    ) -> Result<Model, CudaError> {
+    pub fn make(&self, ops: Ops, capacity: Capacity) -> Result<Model, CudaError> {
         let config = self.config().map_err(CudaError::Shape)?;
-        let ops = Ops::new(driver.clone(), precision);
         let mut maker = Maker {
             ops: &ops,
             kind: self.kind,
