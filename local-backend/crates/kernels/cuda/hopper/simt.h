@@ -2,8 +2,9 @@
 // tiles described by a tensor map (cp.async.bulk.tensor, with its swizzle of 128 bytes), and the multiplies of a warpgroup
 // (wgmma.mma_async) that read operands through descriptors of shared memory, as the PTX manual has them.
 //
-// What is asynchronous there happens here as early as it may (order 0) or as late as it may (the others): a copy when nobody can
-// go on without it, a multiply when it is waited for. So a missing wait shows as NaN, a stage given back too early as wrong sums.
+// What is asynchronous there happens here as early or as late as it may: a copy when it is asked for, or when nobody can go on
+// without it; a multiply when it is issued, or when it is waited for. With order 0 both are early, with 1 both late, with 2 copies
+// early and multiplies late. So a missing wait shows as NaN or as work left over, a stage given back too early as wrong sums.
 // Not seen: a missing proxy fence, bank conflicts, registers of a multiply under way that are written.
 
 struct alignas(128) TensorMap { u64 opaque[16]; };  // as `simt.rs` fills it: address; rank, bytes of an element; 5 sizes; 4 strides; 5 of the box
@@ -92,8 +93,7 @@ static void land(const Bulk& bulk) {
 }
 static bool land_one() {
   if (bulks.empty()) return false;
-  // The latest first where the order is turned round: copies do not come in the order they were asked for.
-  const auto at = machine.order == 1 ? bulks.end() - 1 : bulks.begin();
+  const auto at = bulks.end() - 1;  // they do not come in the order they were asked for
   const Bulk bulk = *at;
   bulks.erase(at);
   land(bulk);
@@ -101,7 +101,7 @@ static bool land_one() {
 }
 static void begin(const Bulk& bulk) {
   if (bulk.to % 16 || bulk.bytes % 16) fail("a bulk copy is of whole 16 bytes");
-  if (machine.order == 0) land(bulk);
+  if (machine.order != 1) land(bulk);
   else bulks.push_back(bulk);
 }
 

@@ -64,7 +64,23 @@ impl Simt {
     /// # Errors
     /// There is no compiler, it refuses, or its product cannot be opened.
     pub fn build(folder: &Path, order: Order) -> Result<Arc<dyn Driver>, CudaError> {
-        let text = source::for_simt();
+        Self::build_changed(folder, order, &[])
+    }
+
+    /// As [`Simt::build`], with kernels in which each first text is replaced by the second: to see that a mistake is found.
+    ///
+    /// # Errors
+    /// As there, or a text is not in the kernels.
+    pub fn build_changed(
+        folder: &Path,
+        order: Order,
+        changes: &[(&str, &str)],
+    ) -> Result<Arc<dyn Driver>, CudaError> {
+        let mut text = source::for_simt();
+        for (from, to) in changes {
+            check(text.contains(from), || format!("`{from}` is not in the kernels"))?;
+            text = text.replace(from, to);
+        }
         let file = folder.join(format!("simt-{}.so", &super::cache::sum(&[&text])[..24]));
         if !file.exists() {
             // One compiler is enough for several processes that start at once.

@@ -101,7 +101,9 @@ mod tests {
             for kernel in module.kernels {
                 let stem = kernel.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '_');
                 assert!(
-                    module.text.contains(stem.split("_w").next().unwrap()),
+                    ["_w", "_bf"]
+                        .iter()
+                        .any(|made| module.text.contains(stem.split(made).next().unwrap())),
                     "{kernel} is not in {}",
                     module.file
                 );
