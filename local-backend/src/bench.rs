@@ -1,6 +1,7 @@
 //! Speed without a server: prompts of so many tokens, and tokens one by one for one sequence and for several at once; if
 //! asked, beside llama.cpp's `llama-bench` on the same file, in turns.
 
+pub(crate) mod check;
 mod peer;
 mod perplexity;
 
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
     /// them, else they are bf16.
     #[arg(long, conflicts_with = "model")]
     synthetic: Option<String>,
+    /// With --synthetic: whether a card keeps what is promised, a line for each; fails where it does not.
+    #[arg(long, requires = "synthetic")]
+    check: bool,
     /// Left out: all cores.
     #[arg(long)]
     threads: Option<usize>,
@@ -106,7 +110,12 @@ fn median(rates: &[f64]) -> f64 {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(name) = &arguments.synthetic {
-        return device::synthetic(name, &arguments.device);
+        let then = if arguments.check {
+            device::Then::Check
+        } else {
+            device::Then::Nothing
+        };
+        return device::synthetic(name, &arguments.device, then);
     }
     let path = arguments.model.clone().unwrap_or_default();
     let threads = crate::cores(arguments.threads);

@@ -1,5 +1,6 @@
 //! Where models run: the flags for it, and the speed of made-up models on a card.
 
+use crate::bench::check;
 use anyhow::{Context, bail};
 use clap::Args;
 use engine::backend::{BLOCK_TOKENS, Backend, Row};
@@ -72,41 +73,64 @@ const BATCHES: [usize; 4] = [1, 8, 32, 128];
 /// The best of so many, since other work on the machine only ever slows a run down.
 const ROUNDS: usize = 3;
 
-/// Measures a made-up model: one line of JSON.
-pub(crate) fn synthetic(name: &str, flags: &Flags) -> anyhow::Result<()> {
+/// What follows the measuring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Nothing,
+    /// A verdict on each promise.
+    Check,
+}
+
+/// Size of the multiply whose rate is the peak.
+const PEAK: usize = 8192;
+
+/// Tokens of a prompt that is checked: as many as a step takes.
+const CHECKED_PROMPT: usize = 1024;
+
+/// Measures a made-up model: one line of JSON, and the verdict if asked for.
+pub(crate) fn synthetic(name: &str, flags: &Flags, then: Then) -> anyhow::Result<()> {
     let shape: SyntheticModel = name.parse()?;
+    let place = flags.find(1)?;
     let Place::Cuda {
         driver,
         precision,
         capacity,
         choice,
-    } = flags.find(1)?
+    } = place.clone()
     else {
         bail!(
             "made-up models are made on a card: --device cuda (no card was found, or --device cpu was given)"
         );
     };
     let facts = driver.facts();
+    let ops = Ops::new(driver.clone(), precision).with_ways(choice.ways);
+    // First, while all memory is free.
+    let before = match then {
+        Then::Nothing => None,
+        Then::Check => Some((
+            check::likeness(&shape, &place, crate::cores(None))?,
+            check::gemm_peak(&ops, PEAK, 10)?,
+        )),
+    };
     let mut model = shape
-        .make(
-            Ops::new(driver.clone(), precision).with_ways(choice.ways),
-            capacity,
-        )
+        .make(ops, capacity)
         .with_context(|| format!("making {name}"))?;
     let batches: Vec<usize> = BATCHES
         .into_iter()
         .filter(|batch| *batch <= Capacity::default().sequences)
         .collect();
     let most = batches.last().copied().unwrap_or(1);
-    let blocks = (most * GENERATE.div_ceil(BLOCK_TOKENS)).max(PROMPT / BLOCK_TOKENS);
+    let blocks = (most * GENERATE.div_ceil(BLOCK_TOKENS)).max(CHECKED_PROMPT / BLOCK_TOKENS);
     model.allocate(blocks.min(model.blocks_that_fit()))?;
-    let prompt = prompt_speed(&mut model);
+    let prompt = prompt_speed(&mut model, PROMPT);
     let mut rates = serde_json::Map::new();
+    let mut by_batch = std::collections::BTreeMap::new();
     let limit = facts.bandwidth as f64 / model.bytes_per_token() as f64;
     for batch in batches {
         let Some(rate) = decode_speed(&mut model, batch) else {
             continue;
         };
+        by_batch.insert(batch, rate);
         let mut entry = serde_json::json!({ "tokens_per_second": tenth(rate) });
         if facts.bandwidth > 0 {
             // Weights are read once a step, whatever its size.
@@ -121,6 +145,22 @@ pub(crate) fn synthetic(name: &str, flags: &Flags) -> anyhow::Result<()> {
         "pp512": tenth(prompt), "tg128_by_batch": rates,
     });
     writeln!(std::io::stdout(), "{line}")?;
+    let Some((likeness, peak)) = before else {
+        return Ok(());
+    };
+    let rate = |batch: usize| by_batch.get(&batch).copied().unwrap_or(0.0);
+    let measured = check::Measured {
+        likeness,
+        batch_1: rate(1),
+        limit,
+        batch_32: rate(32),
+        prompt: prompt_speed(&mut model, CHECKED_PROMPT),
+        operations: model.operations_per_token(),
+        peak,
+    };
+    let (lines, is_kept) = check::verdict(&measured);
+    write!(std::io::stdout(), "{lines}")?;
+    anyhow::ensure!(is_kept, "not every promise is kept on {}", facts.name);
     Ok(())
 }
 
@@ -129,9 +169,9 @@ fn tenth(value: f64) -> f64 {
 }
 
 /// Tokens per second of a prompt.
-fn prompt_speed(model: &mut Model) -> f64 {
-    let blocks: Vec<u32> = (0..PROMPT.div_ceil(BLOCK_TOKENS) as u32).collect();
-    let tokens: Vec<u32> = (0..PROMPT as u32)
+fn prompt_speed(model: &mut Model, prompt: usize) -> f64 {
+    let blocks: Vec<u32> = (0..prompt.div_ceil(BLOCK_TOKENS) as u32).collect();
+    let tokens: Vec<u32> = (0..prompt as u32)
         .map(|token| token * 7 % model.info().vocabulary as u32)
         .collect();
     let mut best = 0.0f64;
@@ -144,7 +184,7 @@ fn prompt_speed(model: &mut Model) -> f64 {
         };
         let started = Instant::now();
         model.step(&[row], &AtomicBool::new(false), &mut Vec::new());
-        best = best.max(PROMPT as f64 / started.elapsed().as_secs_f64());
+        best = best.max(prompt as f64 / started.elapsed().as_secs_f64());
     }
     best
 }

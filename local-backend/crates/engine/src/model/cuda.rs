@@ -7,6 +7,7 @@
 //! other ways than small ones, so with [`Precision::Fast`] a token's last bits may depend on its company; with
 //! [`Precision::Invariant`] they do not.
 
+mod file;
 mod load;
 mod room;
 mod synthetic;
@@ -382,6 +383,17 @@ impl Model {
     #[must_use]
     pub fn bytes_per_token(&self) -> usize {
         self.weights.bytes
+    }
+
+    /// Floating-point operations that a prompt's token takes, without attention and the logits, which only the last asks for.
+    #[must_use]
+    pub fn operations_per_token(&self) -> f64 {
+        let matrix = |(matrix, _): &(Matrix, usize)| (matrix.rows() * matrix.columns()) as f64;
+        let stack = |stack: &Stack| stack.parts.iter().map(matrix).sum::<f64>();
+        let layers = self.weights.layers.iter().map(|layer| {
+            stack(&layer.qkv) + stack(&layer.output) + stack(&layer.gate_up) + stack(&layer.down)
+        });
+        2.0 * layers.sum::<f64>()
     }
 
     /// Generates `count` tokens for each of `sequences` alike prompts of one token, with the likeliest taken on the device and no
