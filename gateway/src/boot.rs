@@ -5,7 +5,7 @@ use crate::batch::{self, Batch};
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::fleet::{Billed, Price};
+use crate::fleet::{self, Billed, Price};
 use crate::gateway::Gateway;
 use crate::learn;
 use crate::limits::RateLimits;
@@ -171,6 +171,7 @@ async fn serve(
     let heard = learn::begin(&gateway).await;
     tasks.spawn(learn::keep(gateway.clone(), heard, told, stop.clone()));
     tasks.spawn(notify::run(gateway.clone(), stop.clone()));
+    tasks.spawn(fleet::watch(gateway.clone(), stop.clone()));
     tasks.spawn(gateway.issuers.keep_fresh(stop.clone()));
     let mut out = std::io::stdout();
     let mut certificates = Vec::new();

@@ -244,6 +244,13 @@ pub(crate) struct Provider {
     /// HTTP/2 where the provider offers it; without TLS, h2c.
     #[serde(default)]
     pub(super) http2: bool,
+    /// It says in its usage what an answer cost, and that is charged instead of a price per token: for our own engine.
+    #[serde(default)]
+    pub(super) reports_cost: bool,
+    /// It says how long a request would wait there, in `x-local-expected-wait-ms` of its answers and at `/slots`, which is
+    /// looked at every second; decisions count with it. For our own engine.
+    #[serde(default)]
+    pub(super) reports_load: bool,
     /// False: it cannot stream, and whole answers are asked for as such.
     #[serde(default = "yes")]
     pub(super) streams: bool,

@@ -476,6 +476,8 @@ impl document::Provider {
             credential,
             http2: self.http2,
             streams: self.streams,
+            reports_cost: self.reports_cost,
+            reports_load: self.reports_load,
             connect_timeout,
             first_byte_timeout,
             gap_timeout,
