@@ -184,6 +184,9 @@ async fn serve(
         let gateway = gateway.clone();
         move |count| gateway.rules.now().fleet.share_among(count)
     };
+    let limited = gateway.ledger.rates();
+    gateway.limits.adopt(&limited);
+    tasks.spawn(gateway.limits.clone().follow(limited, stop.clone()));
     tasks.spawn(gateway.limits.clone().keep_shared(nodes, stop.clone()));
     tasks.spawn(batch::run(gateway.clone(), stop.clone()));
     writeln!(out, "admin on {}", admin.url())?;

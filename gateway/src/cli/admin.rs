@@ -56,6 +56,69 @@ pub(super) struct Listing {
     rows: usize,
 }
 
+/// Limits to be set; what is not given stays.
+#[derive(Args)]
+pub(super) struct Rates {
+    /// Requests a minute, of all under it together; `none` for any number.
+    #[arg(long, value_parser = limit, value_name = "NUMBER|none")]
+    requests_per_minute: Option<Value>,
+    /// Tokens a minute, read and generated; `none` for any number.
+    #[arg(long, value_parser = limit, value_name = "NUMBER|none")]
+    tokens_per_minute: Option<Value>,
+    /// Requests running at once; `none` for any number.
+    #[arg(long, value_parser = limit, value_name = "NUMBER|none")]
+    concurrency: Option<Value>,
+}
+
+fn limit(text: &str) -> Result<Value, String> {
+    if text == "none" {
+        return Ok(Value::Null);
+    }
+    let number = text.parse::<u32>().ok().filter(|number| *number > 0);
+    number
+        .map(Value::from)
+        .ok_or_else(|| format!("`{text}` is no limit: write a number from 1 on, or `none` for any number"))
+}
+
+impl Rates {
+    /// As a form; `null` where nothing was given.
+    fn form(&self) -> Value {
+        let all = [
+            ("requests_per_minute", &self.requests_per_minute),
+            ("tokens_per_minute", &self.tokens_per_minute),
+            ("concurrency", &self.concurrency),
+        ];
+        let given = all
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+        let form: Map<_, _> = given.collect();
+        if form.is_empty() {
+            Value::Null
+        } else {
+            Value::Object(form)
+        }
+    }
+}
+
+/// Limits as people read them.
+fn rates(limits: &Value) -> String {
+    let all = [
+        ("requests_per_minute", "requests/min"),
+        ("tokens_per_minute", "tokens/min"),
+        ("concurrency", "at once"),
+    ];
+    let set: Vec<String> = all
+        .iter()
+        .filter(|(name, _)| limits[name].is_u64())
+        .map(|(name, unit)| format!("{} {unit}", limits[name]))
+        .collect();
+    if set.is_empty() {
+        "-".to_owned()
+    } else {
+        set.join(", ")
+    }
+}
+
 /// A column of a table: its name, and its text for a row.
 type Column = (&'static str, fn(&Value) -> String);
 

@@ -4,6 +4,7 @@
 //! SHA-256 alone. The index is a hash map behind one atomic pointer: readers take no lock and wait for nobody; a change
 //! is made in a copy by whoever heard of it.
 
+use crate::rates::Rates;
 use crate::store::{Account, Source};
 use arc_swap::ArcSwap;
 use exchange::{AccountPath, Grants, KeyHash};
@@ -81,6 +82,7 @@ pub struct StoredKey {
     pub created_us: i64,
     pub expires_us: Option<i64>,
     pub disabled: bool,
+    pub rates: Rates,
     /// For good.
     pub revoked: bool,
     pub source: Source,
@@ -333,6 +335,7 @@ mod tests {
             created_us: 0,
             expires_us: Some(1000),
             disabled: false,
+            rates: Rates::default(),
             revoked: false,
             source: Source::Api,
             secrets: secrets.iter().map(secret).collect(),
@@ -344,6 +347,7 @@ mod tests {
             path: "acme/search".parse().unwrap(),
             title: String::new(),
             disabled,
+            rates: Rates::default(),
             source: Source::Api,
             created_us: 0,
         }

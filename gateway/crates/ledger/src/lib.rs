@@ -15,6 +15,7 @@ mod journal;
 mod keeper;
 mod keys;
 mod ledger;
+mod rates;
 mod reservation;
 mod settlement;
 mod store;
@@ -31,6 +32,7 @@ pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};
 pub use ledger::{AccountSpec, Ask, Counts, Denied, Ledger, OpenError, Settings, migrate};
+pub use rates::{Limited, Rates, RatesChange};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
     Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
