@@ -100,6 +100,7 @@ pub(crate) struct TlsFiles {
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) key: Option<Secret>,
 }
 

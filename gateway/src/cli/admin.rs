@@ -37,6 +37,9 @@ pub(super) struct Access {
     /// An admin key; better given in the environment. Left out: the one of the configuration.
     #[arg(long, env = "TOLLGATE_ADMIN_KEY", hide_env_values = true, global = true)]
     admin_key: Option<String>,
+    /// A PEM file with the authorities to trust instead of the system's, for an admin listener with TLS.
+    #[arg(long, env = "TOLLGATE_ADMIN_CA_FILE", global = true)]
+    ca_file: Option<PathBuf>,
     /// The configuration to take both from.
     #[arg(long, default_value = "tollgate.yaml", global = true)]
     config: PathBuf,
@@ -143,11 +146,19 @@ impl<'a> Desk<'a> {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
-            url = Some(format!("http://{address}"));
+            let scheme = if config.admin.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            };
+            url = Some(format!("{scheme}://{address}"));
             key = key.or_else(|| config.admin.key.map(|key| key.expose().to_owned()));
         }
         Ok(Self {
-            agent: fetch::agent(WITHIN),
+            agent: match &access.ca_file {
+                Some(file) => fetch::agent_trusting(file, WITHIN)?,
+                None => fetch::agent(WITHIN),
+            },
             url: url.unwrap_or_default().trim_end_matches('/').to_owned(),
             key,
             json: access.json,

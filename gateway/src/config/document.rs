@@ -98,6 +98,7 @@ pub(crate) struct Tls {
 pub(crate) struct Admin {
     #[schemars(with = "String")]
     pub(super) address: SocketAddr,
+    pub(super) tls: Option<Tls>,
     /// `env:NAME` or `file:PATH`, at least 16 characters. Needed where others can reach the address.
     pub(super) key: Option<String>,
 }
@@ -106,6 +107,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            tls: None,
             key: None,
         }
     }

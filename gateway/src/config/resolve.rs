@@ -92,14 +92,10 @@ impl Document {
                     "give each listener, `admin` too, an address of its own",
                 );
             }
-            let mut file =
-                |key: &str, path: &String| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+            let tls = listener.tls.as_ref();
             listen.push(Listen {
                 address,
-                tls: listener.tls.as_ref().map(|tls| TlsFiles {
-                    certificate: file("certificate_file", &tls.certificate_file),
-                    key: file("key_file", &tls.key_file),
-                }),
+                tls: tls.map(|tls| tls.resolve(folder, &at, mistakes)),
             });
         }
         listen
@@ -123,7 +119,23 @@ impl Document {
             ),
             _ => {}
         }
-        Admin { address, key }
+        let tls = self.admin.tls.as_ref();
+        Admin {
+            address,
+            tls: tls.map(|tls| tls.resolve(folder, "admin", mistakes)),
+            key,
+        }
+    }
+}
+
+impl document::Tls {
+    /// `at`: the listener.
+    fn resolve(&self, folder: &Path, at: &str, mistakes: &mut Mistakes<'_>) -> TlsFiles {
+        let mut file = |key: &str, path: &str| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+        TlsFiles {
+            certificate: file("certificate_file", &self.certificate_file),
+            key: file("key_file", &self.key_file),
+        }
     }
 }
 

@@ -129,6 +129,14 @@ pub async fn migrate(database: &Database) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Looks whether the store can be reached, and changes nothing.
+///
+/// # Errors
+/// It cannot; [`StoreError::is_away`] tells whether it may be tried again.
+pub async fn reach(database: Database) -> Result<(), StoreError> {
+    Store::reach(&database).await
+}
+
 impl Ledger {
     /// Opens store and journal, accounts for whatever an earlier process left unfinished, and takes over budgets.
     ///

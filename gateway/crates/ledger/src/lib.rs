@@ -31,7 +31,7 @@ pub use jobs::{
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};
-pub use ledger::{AccountSpec, Ask, Counts, Denied, Ledger, OpenError, Settings, migrate};
+pub use ledger::{AccountSpec, Ask, Counts, Denied, Ledger, OpenError, Settings, migrate, reach};
 pub use rates::{Limited, Rates, RatesChange};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
