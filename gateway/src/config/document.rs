@@ -174,6 +174,9 @@ pub(crate) struct Store {
     /// For how many days requests, attempts, decisions and outcomes are kept. Left out: for good. Hours, budgets and the
     /// audit trail stay.
     pub(super) keep_days: Option<u32>,
+    /// For how many days the hash of a key's secret is kept after its end by rotation, term or revocation: so long its
+    /// sender is told that it has expired, and jobs that were left with it go on.
+    pub(super) keep_secrets_days: u32,
     /// Keep what each decision depended on beside its request, for `tollgate policy replay --from-ledger`: numbers and
     /// declared names, no prompts; about 1 KB and 0.3 KB for each deployment.
     pub(super) decisions: bool,
@@ -192,6 +195,7 @@ impl Default for Store {
             lapse_after_s: 600,
             outage_s: 60,
             keep_days: None,
+            keep_secrets_days: 30,
             decisions: false,
         }
     }

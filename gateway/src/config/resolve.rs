@@ -219,7 +219,10 @@ impl document::Store {
             when_away,
             lapse_after: limit(lapse_after, "store.lapse_after_s", mistakes),
             outage: Duration::from_secs(self.outage_s),
-            keep_days: self.keep_days,
+            kept: ledger::Kept {
+                rows_days: self.keep_days,
+                secrets_days: self.keep_secrets_days,
+            },
         }
     }
 

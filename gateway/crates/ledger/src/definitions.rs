@@ -34,6 +34,13 @@ impl Definitions {
         self.rates.watch()
     }
 
+    /// Forgets secrets that ended before this.
+    pub(crate) async fn forget(&self, before_us: i64) {
+        // One caller at a time changes the index.
+        let _seen = self.seen.lock().await;
+        self.keyring.forget(before_us);
+    }
+
     /// Hears what has changed. Each node does so with every beat, and the one that changed something at once.
     pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
         let mut seen = self.seen.lock().await;

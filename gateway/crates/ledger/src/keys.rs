@@ -259,6 +259,16 @@ impl Keyring {
         self.index.load().is_closed(account)
     }
 
+    /// Forgets secrets that ended before this. One caller at a time.
+    pub(crate) fn forget(&self, before_us: i64) {
+        let index = self.index.load();
+        if index.by_hash.values().any(|entry| entry.until_us < before_us) {
+            let mut index = Index::clone(&index);
+            index.by_hash.retain(|_, entry| entry.until_us >= before_us);
+            self.index.store(Arc::new(index));
+        }
+    }
+
     /// Takes over what has changed. One caller at a time.
     pub(crate) fn amend(&self, keys: Vec<StoredKey>, accounts: &[Account]) {
         let keys: Vec<StoredKey> = keys.into_iter().filter(|key| key.source == Source::Api).collect();
@@ -365,6 +375,8 @@ mod tests {
         let left = |now| ring.holder(&KeyHash([1; 32]), now).map(drop);
         assert_eq!((left(999), left(1000)), (Ok(()), Err(NotAccepted::Expired)));
         assert!(ring.operator(&KeyHash([2; 32]), 0).is_err());
+        ring.forget(501);
+        assert_eq!((ask(1, 0), ask(2, 0)), (Err(NotAccepted::Unknown), Ok(())));
     }
 
     #[test]

@@ -145,9 +145,7 @@ impl Ledger {
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let (journal, left) = Journal::open(&settings.journal, settings.fsync)?;
         let store = Store::open(&settings.database, journal.node().clone()).await?;
-        store
-            .upkeep((settings.clock)(), settings.leases.keep_days)
-            .await?;
+        store.upkeep((settings.clock)(), settings.leases.kept).await?;
         let was_lapsed = store.register().await?;
         replay(&store, crash::recover(left.entries), was_lapsed).await?;
         for segment in left.segments {

@@ -36,7 +36,7 @@ pub use rates::{Limited, Rates, RatesChange};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
     Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
-    Dimension, EditError, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
+    Dimension, EditError, Kept, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
     StoredAttempt, StoredBudget, StoredDecision, StoredOutcome, StoredRequest, Subtree, Summary, UsageQuery,
     UsageRow, Waiting, billed, decisions,
 };

@@ -37,6 +37,7 @@ pub use outcomes::{Answered, Outcome, ServedBy};
 pub(crate) use post::{Posted, Spend};
 pub use read::{Range, StoredAttempt, StoredRequest, Summary};
 pub use replies::Reply;
+pub use upkeep::Kept;
 pub use usage::{Dimension, UsageQuery, UsageRow};
 
 use sql::Pool;

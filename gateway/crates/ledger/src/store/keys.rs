@@ -76,6 +76,16 @@ static END_SECRETS: LazyLock<Sql> = LazyLock::new(|| {
     )
 });
 
+/// Ended by rotation, with their key's term, or by its revocation (before that was dated: at once). A configuration's keys
+/// are in its file, whatever is forgotten here.
+pub(super) static PURGE_SECRETS: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "DELETE FROM key_secrets WHERE EXISTS (SELECT 1 FROM keys k WHERE k.id = key_secrets.key AND k.source = 'api' AND \
+         (key_secrets.expires_us <> 0 AND key_secrets.expires_us < $1 OR k.expires_us <> 0 AND k.expires_us < $1 \
+         OR k.revoked AND key_secrets.expires_us = 0))",
+    )
+});
+
 /// 0 stands for never.
 fn term(us: i64) -> Option<i64> {
     (us != 0).then_some(us)
@@ -433,6 +443,12 @@ impl Store {
         let before = locked(&mut edit, id).await?;
         let mut after = before.clone();
         after.revoked = true;
+        let at_us = change.at_us;
+        let ended = [Value::Text(id), Value::Int(at_us), Value::Text("")];
+        edit.transaction.execute(&END_SECRETS, &ended).await?;
+        for secret in &mut after.secrets {
+            secret.expires_us = Some(secret.expires_us.unwrap_or(at_us).min(at_us));
+        }
         put(&mut edit, &after, Some(&before)).await?;
         edit.commit().await?;
         Ok(())

@@ -162,6 +162,65 @@ async fn limits_are_kept_changed_and_taken_away(bench: &Bench) {
     assert_eq!(store.account(&path).await.unwrap().rates, changed);
 }
 
+async fn ended_secrets_are_forgotten_in_time(bench: &Bench) {
+    const DAY: i64 = 86_400_000_000;
+    let store = open(bench, "forgotten").await;
+    let lasting = |id: &str, path: &str, number: u8| StoredKey {
+        expires_us: None,
+        ..key(id, path, number)
+    };
+    store
+        .create_key(lasting("01", "acme/-/-/rotated", 1), change())
+        .await
+        .unwrap();
+    store
+        .rotate_key("01", (secret(2, NOW), NOW + DAY), change())
+        .await
+        .unwrap();
+    store
+        .create_key(key("02", "acme/-/-/expired", 3), change())
+        .await
+        .unwrap();
+    store
+        .create_key(lasting("03", "acme/-/-/revoked", 4), change())
+        .await
+        .unwrap();
+    store.revoke_key("03", change()).await.unwrap();
+    store
+        .create_key(lasting("04", "acme/-/-/alive", 5), change())
+        .await
+        .unwrap();
+    let spec = KeySpec {
+        hash: KeyHash([6; 32]),
+        account: "acme/-/-/configured".parse().unwrap(),
+        grants: Grants::default(),
+        networks: Vec::new(),
+        budgets: Vec::new(),
+        disabled: false,
+    };
+    store.declare_keys(&[spec], change()).await.unwrap();
+    store.declare_keys(&[], change()).await.unwrap();
+    let known = async |after_days: i64| {
+        let kept = Kept {
+            rows_days: None,
+            secrets_days: 10,
+        };
+        store.upkeep(NOW + after_days * DAY, kept).await.unwrap();
+        let mut known: Vec<u8> = Vec::new();
+        for key in store.keys_since(-1).await.unwrap() {
+            known.extend(key.secrets.iter().map(|secret| secret.hash.0[0]));
+        }
+        known.sort_unstable();
+        known
+    };
+    assert_eq!(known(10).await, [1, 2, 3, 4, 5, 6]);
+    // The term of the second key is a millisecond.
+    assert_eq!(known(11).await, [1, 2, 5, 6]);
+    assert_eq!(known(12).await, [2, 5, 6]);
+    // The keys themselves stay, for what was spent with them.
+    assert_eq!(store.keys_since(-1).await.unwrap().len(), 5);
+}
+
 async fn keys_are_made_rotated_changed_and_revoked(bench: &Bench) {
     let store = open(bench, "keys").await;
     let made = key("01", "acme/search/-/ci", 1);
@@ -539,6 +598,7 @@ async fn requests_and_usage_are_read_by_subtree(bench: &Bench) {
 pub(super) async fn all(bench: &Bench) {
     accounts_form_a_tree(bench).await;
     limits_are_kept_changed_and_taken_away(bench).await;
+    ended_secrets_are_forgotten_in_time(bench).await;
     keys_are_made_rotated_changed_and_revoked(bench).await;
     keys_are_listed_by_page_and_a_configurations_are_shown(bench).await;
     budgets_are_made_increased_and_retired(bench).await;
