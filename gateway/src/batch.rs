@@ -115,6 +115,8 @@ struct Desk {
     gateway: Arc<Gateway>,
     who: Arc<Principal>,
     key_hash: String,
+    /// The workflow that the caller declared, else its key's.
+    workflow: Option<Arc<str>>,
 }
 
 /// A caller at one of the job surfaces.
@@ -155,6 +157,7 @@ async fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Vis
     let key_hash = key_hash(gateway, client)?.to_hex();
     let desk = Desk {
         gateway: gateway.clone(),
+        workflow: declared(client, &who),
         who,
         key_hash,
     };
@@ -191,6 +194,12 @@ async fn route(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
             Err(Refusal::new(RefusalKind::RouteNotFound, message))
         }
     }
+}
+
+/// The workflow whose work a caller says it is.
+fn declared(client: &Client, who: &Principal) -> Option<Arc<str>> {
+    let said = client.header("x-tollgate-workflow").map(Arc::from);
+    said.or_else(|| who.account.workflow.clone())
 }
 
 impl Desk {

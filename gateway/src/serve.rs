@@ -92,7 +92,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: moment.unix_s,
         budget_left: Money::MAX,
     });
-    if client.header(crate::batch::DEFER).is_some() {
+    if client.header(crate::batch::DEFER).is_some() || rules.policy.defers() {
         let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
         match Box::pin(deferred).await {
             Ok(false) => {}

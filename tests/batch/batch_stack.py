@@ -62,7 +62,10 @@ class Gateway:
         lines += ["  - {id: local, provider: lo, model: smollm2-135m-instruct, class: local}"]
         prices.append('  - {model: smollm2-135m-instruct, input_per_mtok: "0.1", output_per_mtok: "0.1"}')
         lines += ["routes:", "  - {name: all, prefer: [fake-batch300]}", "workflows:",
-                  "  - {name: nightly, owner: one, value: low, latency: batch, value_per_success: \"1\"}"]
+                  "  - {name: nightly, owner: one, value: low, latency: batch, value_per_success: \"1\"}",
+                  "  - {name: patient, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 30}}",
+                  "  - {name: hurried, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 1}}",
+                  "  - {name: posted, owner: one, value: low, latency: deferred, value_per_success: \"1\", defer: {wait_s: 0}}"]
         (folder / "policy.yaml").write_text("\n".join(lines) + "\n")
         digest = hashlib.sha256(KEY.encode()).hexdigest()
         config = CONFIG.format(fake=self.fake, hash=digest, prices="\n".join(prices), **self.settings)

@@ -26,16 +26,16 @@ pub(super) struct Admitted {
     pub(super) index: usize,
 }
 
-/// Reads a body and lets the policy rule.
+/// Reads a body and lets the policy rule. `workflow`: whose work it was said to be.
 ///
 /// # Errors
 /// It is no request, or nobody may serve it.
 pub(super) fn admit(
     gateway: &Gateway,
     who: &Principal,
-    (dialect, body): (Dialect, Bytes),
+    (dialect, body, workflow): (Dialect, Bytes, Option<&str>),
 ) -> Result<Admitted, Refusal> {
-    let request = dialect::read_request(dialect, body).map_err(|error| {
+    let mut request = dialect::read_request(dialect, body).map_err(|error| {
         let refusal = Refusal::new(RefusalKind::InvalidRequest, error.message);
         match error.param {
             Some(param) => refusal.param(param),
@@ -47,6 +47,7 @@ pub(super) fn admit(
             Refusal::new(RefusalKind::InvalidRequest, "`stream` makes no sense in a batch").param("stream"),
         );
     }
+    request.facts.workflow = workflow.map(Into::into);
     let rules = gateway.rules.now();
     let mut offers = rules.fleet.offers(&request.facts);
     // What is down or full now need not be when it comes to this item.

@@ -21,6 +21,8 @@ pub(super) struct Call {
     pub(super) dialect: Dialect,
     pub(super) body: Bytes,
     pub(super) background: bool,
+    /// As its job was declared.
+    pub(super) workflow: Option<Arc<str>>,
 }
 
 /// What came of it.
@@ -43,8 +45,10 @@ pub(super) async fn call(gateway: &Arc<Gateway>, call: Call) -> Answered {
         _ => "/v1/chat/completions",
     };
     let length = call.body.len();
+    let workflow = call.workflow.as_ref();
+    let workflow = workflow.map_or_else(String::new, |name| format!("x-tollgate-workflow: {name}\r\n"));
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: job\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nhost: job\r\ncontent-type: application/json\r\n{workflow}content-length: {length}\r\n\r\n"
     );
     let errand = Errand {
         who: call.who,

@@ -226,7 +226,9 @@ impl Work<'_> {
         let who = holder(self.gateway, &job.key_hash).ok_or("the key that made the job is no longer good")?;
         let body = open(self.gateway, item.input.as_deref())?;
         let dialect = job.dialect.parse().unwrap_or(Dialect::OpenaiChat);
-        let admitted = admit(self.gateway, &who, (dialect, body)).map_err(|refusal| refusal.message)?;
+        let workflow = job.account.workflow.as_deref();
+        let admitted =
+            admit(self.gateway, &who, (dialect, body, workflow)).map_err(|refusal| refusal.message)?;
         let mut plan = admitted.ruled.decision.plan.iter();
         let candidate = plan.find(|one| one.deployment == deployment.id);
         let (thinking, note) = candidate.map_or((None, ThinkingNote::Untouched), |one| {

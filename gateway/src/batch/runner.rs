@@ -194,6 +194,7 @@ async fn answer(gateway: &Arc<Gateway>, item: &StoredItem) -> Result<ItemEnd, St
             dialect: job.dialect.parse().unwrap_or(Dialect::OpenaiChat),
             body: if way == Way::Flex { flexible(&body) } else { body },
             background: way == Way::Local,
+            workflow: job.account.workflow.clone(),
         },
     )
     .await;

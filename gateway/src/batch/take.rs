@@ -5,7 +5,7 @@ use super::{Desk, store_error};
 use crate::clock;
 use crate::refuse::denied;
 use bytes::Bytes;
-use exchange::{Dialect, Money, Refusal, RefusalKind};
+use exchange::{AccountPath, Dialect, Money, Refusal, RefusalKind};
 use ledger::{Ask, Denied, Job, JobKind, NewItem};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -44,7 +44,10 @@ pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), dialect: Dialect
     Job {
         id,
         kind,
-        account: (*desk.who.account).clone(),
+        account: AccountPath {
+            workflow: desk.workflow.clone(),
+            ..(*desk.who.account).clone()
+        },
         key_hash: desk.key_hash.clone(),
         dialect: dialect.as_str().into(),
         endpoint: String::new(),
@@ -119,7 +122,8 @@ impl Taking {
         }
         let size = body.len();
         let when = (self.job.created_us, self.job.deadline_us);
-        let read = admit(&desk.gateway, &desk.who, (self.dialect, body));
+        let workflow = self.job.account.workflow.as_deref();
+        let read = admit(&desk.gateway, &desk.who, (self.dialect, body, workflow));
         match read.and_then(|admitted| item(&desk.gateway, &admitted, (self.count, custom_id), when)) {
             Ok(item) => {
                 self.waiting.push(item);
@@ -220,7 +224,7 @@ async fn held(desk: &Desk, job: &Job, file: &str) -> Result<i64, Refusal> {
         let ask = Ask {
             want: Money::ZERO,
             least: Money::ZERO,
-            workflow: None,
+            workflow: job.account.workflow.as_ref(),
             labels: &[],
             patience: desk.gateway.config.limits.budget_wait.min(Duration::from_secs(5)),
             now_unix_us: clock::unix_us(),
