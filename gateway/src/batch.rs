@@ -29,7 +29,7 @@ use crate::client::{Client, Gone};
 use crate::gateway::Gateway;
 use crate::refuse::refuse;
 use ::batch::Completions;
-use exchange::{Refusal, RefusalKind, RequestId};
+use exchange::{Dialect, Refusal, RefusalKind, RequestId, Surface};
 use ledger::{Job, JobKind, Jobs, Principal, StoreError};
 use pingora_http::ResponseHeader;
 use serde_json::Value;
@@ -278,6 +278,20 @@ impl Visit<'_> {
             Err(None) => Ok(None),
         }
     }
+}
+
+/// What the items of a job are requests for.
+fn surface(job: &Job) -> Surface {
+    // Files of before there was more than one have no endpoint.
+    Surface::of_endpoint(&job.endpoint).unwrap_or(Surface::ChatCompletions)
+}
+
+/// The endpoints of OpenAI's that can be batched here.
+const BATCHED: &str = "/v1/chat/completions, /v1/embeddings, /v1/completions and /v1/responses can";
+
+/// The endpoint that a line or a batch of OpenAI's shape names.
+fn openai_surface(endpoint: &str) -> Option<Surface> {
+    Surface::of_endpoint(endpoint).filter(|one| one.dialect() == Dialect::OpenaiChat)
 }
 
 /// Whatever is wrong with the store is not the caller's fault, nor the caller's to know.

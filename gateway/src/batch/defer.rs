@@ -81,7 +81,7 @@ pub(crate) async fn defer(
     };
     let micros = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX / 1000).saturating_mul(1000);
     let asked = Asked {
-        dialect: request.dialect,
+        surface: request.facts.surface,
         body: request.raw.clone(),
         deadline_us: now.saturating_add(profile.deadline_ms.map_or(DAY_US, micros)),
         metadata: Value::Null,
