@@ -276,6 +276,9 @@ impl Work<'_> {
         match standing {
             Standing::Ended(places) => {
                 self.save("ended", 0, 10 * LEASE_US).await?;
+                // How long it took counts for the next choice.
+                let batch = &self.gateway.batch;
+                batch.learn(&self.pack.provider, &self.pack.model).await?;
                 self.fetch(&places).await
             }
             Standing::Failed(problem) => {
