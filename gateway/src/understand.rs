@@ -3,7 +3,7 @@
 use crate::client::Client;
 use bytes::Bytes;
 use dialect::Request;
-use exchange::{Dialect, Refusal, RefusalKind};
+use exchange::{Refusal, RefusalKind, Surface};
 
 /// Headers that reach a provider of the caller's own dialect.
 const PASSED_ON: [&str; 4] = [
@@ -16,9 +16,9 @@ const PASSED_ON: [&str; 4] = [
 /// Reads the body and the headers that speak of routing.
 ///
 /// # Errors
-/// A body that is not a request in this dialect, or a header that makes no sense.
-pub(crate) fn understand(client: &Client, dialect: Dialect, body: Bytes) -> Result<Request, Refusal> {
-    let mut request = dialect::read_request(dialect, body).map_err(|error| {
+/// A body that is no request for this endpoint, or a header that makes no sense.
+pub(crate) fn understand(client: &Client, surface: Surface, body: Bytes) -> Result<Request, Refusal> {
+    let mut request = dialect::read_surface(surface, body).map_err(|error| {
         let refusal = Refusal::new(RefusalKind::InvalidRequest, error.message);
         match error.param {
             Some(param) => refusal.param(param),
