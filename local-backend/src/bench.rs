@@ -1,8 +1,9 @@
 //! Speed without a server: prompts of so many tokens, and tokens one by one for one sequence and for several at once; if
-//! asked, beside llama.cpp's `llama-bench` on the same file, in turns.
+//! asked, beside llama.cpp's `llama-bench` on the same file, in turns. With `--clients`, speed with a server.
 
 mod peer;
 mod perplexity;
+mod serving;
 
 use crate::device;
 use clap::{Args, ValueEnum};
@@ -47,6 +48,13 @@ pub(crate) struct Arguments {
     /// llama.cpp's `llama-bench`, to be measured in turns.
     #[arg(long)]
     peer: Option<PathBuf>,
+    /// Instead of steps: the server, with so many clients at once who each stream one answer of --generate tokens to a prompt
+    /// of about --prompt tokens.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["synthetic", "perplexity", "peer"])]
+    clients: Vec<usize>,
+    /// llama.cpp's `llama-server`, to be measured in turns.
+    #[arg(long, requires = "clients")]
+    peer_server: Option<PathBuf>,
     /// One line of JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -109,7 +117,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return device::synthetic(name, &arguments.device);
     }
     let path = arguments.model.clone().unwrap_or_default();
+    anyhow::ensure!(
+        arguments.prompt > 0 && arguments.generate > 0 && arguments.rounds > 0,
+        "--prompt, --generate and --rounds must be at least 1"
+    );
     let threads = crate::cores(arguments.threads);
+    if !arguments.clients.is_empty() {
+        return serving::run(arguments, &path, threads);
+    }
     let isa = arguments.isa.map_or(Isa::best(), Isa::from).limit();
     let weights = if arguments.exact {
         Use::AsFloats
@@ -130,10 +145,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(text) = &arguments.perplexity {
         return perplexity::run(&mut *backend, &loaded.tokenizer, text);
     }
-    anyhow::ensure!(
-        arguments.prompt > 0 && arguments.generate > 0 && arguments.rounds > 0,
-        "--prompt, --generate and --rounds must be at least 1"
-    );
     let most = arguments.batch.iter().copied().max().unwrap_or(1).max(1);
     let blocks = |tokens: usize| tokens.div_ceil(BLOCK_TOKENS);
     backend.allocate(blocks(arguments.prompt).max(most * blocks(arguments.generate)))?;
