@@ -8,11 +8,12 @@ mod serving;
 use crate::device;
 use clap::{Args, ValueEnum};
 use engine::backend::{BLOCK_TOKENS, Backend, Row};
-use engine::model::{Place, Use, load_on};
+use engine::model::{KvKind, Place, Progress, Use, load_watched};
 use kernels::{Isa, Pool};
 use peer::Peer;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -42,6 +43,9 @@ pub(crate) struct Arguments {
     /// Go without the processor's better instructions.
     #[arg(long)]
     isa: Option<Instructions>,
+    /// How keys and values are kept: f16, bf16, f32 or int8. Left out: as suits the weights.
+    #[arg(long)]
+    kv_cache: Option<KvKind>,
     /// Multiply floats, as a reference for what rounding does.
     #[arg(long)]
     exact: bool,
@@ -132,10 +136,17 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Use::AsStored
     };
     let place = match arguments.device.find(threads)? {
-        Place::Cpu { threads, .. } => Place::Cpu { threads, weights },
+        Place::Cpu { threads, .. } => Place::Cpu {
+            threads,
+            weights,
+            kv: None,
+        },
         card => card,
     };
-    let loaded = load_on(&path, &place)?;
+    let place = place.keeping(arguments.kv_cache).map_err(anyhow::Error::msg)?;
+    let progress = Arc::new(Progress::default());
+    let shown = path.display().to_string();
+    let loaded = crate::progress::told(&shown, &progress, || load_watched(&path, &place, &progress))?;
     let mut backend = loaded.backend;
     anyhow::ensure!(
         backend.info().generates,

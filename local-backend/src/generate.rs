@@ -69,7 +69,7 @@ impl Generation {
             _model: model.clone(),
             context,
             n,
-            parsers: (0..count).map(|_| Parser::new(tools)).collect(),
+            parsers: (0..count).map(|_| Parser::new(tools.clone())).collect(),
             ended: vec![None; count],
             begun: false,
         })

@@ -3,11 +3,13 @@
 //! sum is right.
 
 use anyhow::{Context, bail};
+use engine::model::{Place, Progress, load_watched};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// A model that is known by name.
 struct Known {
@@ -266,7 +268,10 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// It cannot be loaded here; the message says why.
 pub(crate) fn inspect(path: &Path) -> anyhow::Result<()> {
-    let loaded = engine::model::load(path, 1)?;
+    let progress = Arc::new(Progress::default());
+    let place = Place::cpu(crate::cores(None));
+    let shown = path.display().to_string();
+    let loaded = crate::progress::told(&shown, &progress, || load_watched(path, &place, &progress))?;
     let info = &loaded.info;
     let template = loaded.template.as_ref().map(engine::text::ChatTemplate::source);
     let shown = json!({
