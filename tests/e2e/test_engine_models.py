@@ -148,3 +148,18 @@ def test_sampling_fields_do_what_they_say(url):
     loop = text(url, **looping)
     for penalty in ({"repetition_penalty": 1.8}, {"repeat_penalty": 1.8}, {"frequency_penalty": 2}, {"presence_penalty": 2}):
         assert repeats(text(url, **looping, **penalty)) < repeats(loop), penalty
+
+
+def test_a_stream_that_waits_says_that_it_lives(tmp_path):
+    (tmp_path / "local.yaml").write_text(f'models: [{{path: "{MODEL}", name: one, kv_tokens: 8192}}]\nslots: 1\ndrain_s: 1\n')
+    process = Process(str(BIN / "local-backend"), "serve", "--config", str(tmp_path / "local.yaml"), "--listen", "127.0.0.1:0")
+    url = process.address("listening on ")
+    body = json.dumps({"model": "one", "prompt": "Once", "max_tokens": 8000, "ignore_eos": True, "temperature": 1, "stream": True}).encode()
+    ask = lambda: urllib.request.urlopen(urllib.request.Request(url + "/v1/completions", body), timeout=60)
+    try:
+        first = ask()
+        assert first.readline().startswith(b"data: ")
+        asked = time.monotonic()
+        assert ask().readline() == b": still here\n" and 9 < time.monotonic() - asked < 30
+    finally:
+        process.stop()
