@@ -3,7 +3,7 @@
 
 use crate::client::{Client, Gone};
 use crate::clock::Stopwatch;
-use crate::fleet::{Deployment, Permit};
+use crate::fleet::{self, Deployment, Permit};
 use crate::gateway::Gateway;
 use crate::limits::expected_tokens;
 use crate::refuse;
@@ -35,6 +35,8 @@ const ERROR_BYTES: usize = 64 << 10;
 pub(crate) struct Live {
     pub(crate) opened: Opened,
     pub(crate) index: usize,
+    /// The backend said that it has a queue.
+    pub(crate) queues: bool,
     /// Held until the answer is over.
     pub(crate) _permit: Permit,
 }
@@ -115,8 +117,10 @@ async fn try_candidate(
             Ok(opened) => {
                 deployment.succeeded();
                 trail.headers();
+                let queues = deployment.queue.wait_ms() > 0;
                 return Ok(Ok(Live {
                     opened,
+                    queues,
                     index: candidate.index,
                     _permit: permit,
                 }));
@@ -266,6 +270,9 @@ async fn call(
         .open(encoded, passed_on)
         .await
         .map_err(|error| unreachable(&deployment.id, &error))?;
+    if upstream.settings.reports_load {
+        deployment.queue.heard(opened.header(fleet::WAIT_HEADER));
+    }
     let status = opened.status();
     if (200..300).contains(&status) {
         return Ok(opened);

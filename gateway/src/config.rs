@@ -100,6 +100,7 @@ pub(crate) struct TlsFiles {
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) key: Option<Secret>,
 }
 
@@ -143,6 +144,10 @@ pub(crate) struct Provider {
     pub(crate) base: BaseUrl,
     pub(crate) credential: Option<Secret>,
     pub(crate) http2: bool,
+    /// What it says an answer cost is charged.
+    pub(crate) reports_cost: bool,
+    /// What it says of its queue counts in decisions.
+    pub(crate) reports_load: bool,
     /// It can stream: whole answers are folded from streams, so that they too can be metered and stopped.
     pub(crate) streams: bool,
     pub(crate) connect_timeout: Duration,

@@ -141,6 +141,8 @@ fn receiver(base: BaseUrl) -> Provider {
         base,
         credential: None,
         http2: false,
+        reports_cost: false,
+        reports_load: false,
         streams: false,
         connect_timeout: PATIENCE,
         first_byte_timeout: PATIENCE,

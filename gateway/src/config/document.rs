@@ -98,6 +98,7 @@ pub(crate) struct Tls {
 pub(crate) struct Admin {
     #[schemars(with = "String")]
     pub(super) address: SocketAddr,
+    pub(super) tls: Option<Tls>,
     /// `env:NAME` or `file:PATH`, at least 16 characters. Needed where others can reach the address.
     pub(super) key: Option<String>,
 }
@@ -106,6 +107,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            tls: None,
             key: None,
         }
     }
@@ -172,6 +174,9 @@ pub(crate) struct Store {
     /// For how many days requests, attempts, decisions and outcomes are kept. Left out: for good. Hours, budgets and the
     /// audit trail stay.
     pub(super) keep_days: Option<u32>,
+    /// For how many days the hash of a key's secret is kept after its end by rotation, term or revocation: so long its
+    /// sender is told that it has expired, and jobs that were left with it go on.
+    pub(super) keep_secrets_days: u32,
     /// Keep what each decision depended on beside its request, for `tollgate policy replay --from-ledger`: numbers and
     /// declared names, no prompts; about 1 KB and 0.3 KB for each deployment.
     pub(super) decisions: bool,
@@ -190,6 +195,7 @@ impl Default for Store {
             lapse_after_s: 600,
             outage_s: 60,
             keep_days: None,
+            keep_secrets_days: 30,
             decisions: false,
         }
     }
@@ -244,6 +250,13 @@ pub(crate) struct Provider {
     /// HTTP/2 where the provider offers it; without TLS, h2c.
     #[serde(default)]
     pub(super) http2: bool,
+    /// It says in its usage what an answer cost, and that is charged instead of a price per token: for our own engine.
+    #[serde(default)]
+    pub(super) reports_cost: bool,
+    /// It says how long a request would wait there, in `x-local-expected-wait-ms` of its answers and at `/slots`, which is
+    /// looked at every second; decisions count with it. For our own engine.
+    #[serde(default)]
+    pub(super) reports_load: bool,
     /// False: it cannot stream, and whole answers are asked for as such.
     #[serde(default = "yes")]
     pub(super) streams: bool,

@@ -92,14 +92,10 @@ impl Document {
                     "give each listener, `admin` too, an address of its own",
                 );
             }
-            let mut file =
-                |key: &str, path: &String| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+            let tls = listener.tls.as_ref();
             listen.push(Listen {
                 address,
-                tls: listener.tls.as_ref().map(|tls| TlsFiles {
-                    certificate: file("certificate_file", &tls.certificate_file),
-                    key: file("key_file", &tls.key_file),
-                }),
+                tls: tls.map(|tls| tls.resolve(folder, &at, mistakes)),
             });
         }
         listen
@@ -123,7 +119,23 @@ impl Document {
             ),
             _ => {}
         }
-        Admin { address, key }
+        let tls = self.admin.tls.as_ref();
+        Admin {
+            address,
+            tls: tls.map(|tls| tls.resolve(folder, "admin", mistakes)),
+            key,
+        }
+    }
+}
+
+impl document::Tls {
+    /// `at`: the listener.
+    fn resolve(&self, folder: &Path, at: &str, mistakes: &mut Mistakes<'_>) -> TlsFiles {
+        let mut file = |key: &str, path: &str| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+        TlsFiles {
+            certificate: file("certificate_file", &self.certificate_file),
+            key: file("key_file", &self.key_file),
+        }
     }
 }
 
@@ -207,7 +219,10 @@ impl document::Store {
             when_away,
             lapse_after: limit(lapse_after, "store.lapse_after_s", mistakes),
             outage: Duration::from_secs(self.outage_s),
-            keep_days: self.keep_days,
+            kept: ledger::Kept {
+                rows_days: self.keep_days,
+                secrets_days: self.keep_secrets_days,
+            },
         }
     }
 
@@ -476,6 +491,8 @@ impl document::Provider {
             credential,
             http2: self.http2,
             streams: self.streams,
+            reports_cost: self.reports_cost,
+            reports_load: self.reports_load,
             connect_timeout,
             first_byte_timeout,
             gap_timeout,

@@ -52,6 +52,8 @@ pub struct Script {
     pub echo: bool,
     /// Write into each token when it was sent.
     pub stamp: bool,
+    /// Say in every answer that the next request would wait so long, as our own engine does.
+    pub wait_ms: Option<u64>,
     /// What becomes of a batch whose first item is this one.
     pub batch: BatchPlan,
 }
@@ -103,6 +105,7 @@ impl Default for Script {
             deaf: false,
             echo: false,
             stamp: false,
+            wait_ms: None,
             batch: BatchPlan::default(),
         }
     }
@@ -141,6 +144,7 @@ impl Script {
             ("cut", _) => self.cut_after = Some(number(part, value)?),
             ("stall", _) => self.stall_after = Some(number(part, value)?),
             ("failfirst", _) => self.fail_first = Some(number(part, value)?),
+            ("wait", _) => self.wait_ms = Some(number(part, value)?),
             ("batch", _) => self.batch.length = Duration::from_millis(number(part, value)?),
             ("bpart", _) => self.batch.part_permille = number::<i64>(part, value)? * 10,
             ("bfails", "") => self.batch.fails = true,

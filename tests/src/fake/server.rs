@@ -189,11 +189,18 @@ async fn answer(wire: Wire, request: Request<Incoming>, log: &Arc<Log>) -> Respo
             failure(wire, status, &message, call.script.retry_after),
         );
     }
-    if call.stream {
+    let wait = call.script.wait_ms;
+    let mut response = if call.stream {
         stream(wire, call, ticket)
     } else {
         whole(wire, call, ticket).await
+    };
+    if let Some(wait) = wait {
+        response
+            .headers_mut()
+            .insert("x-local-expected-wait-ms", wait.into());
     }
+    response
 }
 
 /// What the real services object to before they look at the model.

@@ -72,7 +72,10 @@ impl Reader<'_> {
                 match key {
                     b"model" => self.progress.served(&value, &Value::Null),
                     b"service_tier" => self.progress.served(&Value::Null, &value),
-                    b"usage" => self.progress.usage = openai::usage(&value),
+                    b"usage" => {
+                        self.progress.usage = openai::usage(&value);
+                        self.progress.told_cost(&value);
+                    }
                     _ => self.error = error::said(&value),
                 }
             }
@@ -133,6 +136,7 @@ impl Reader<'_> {
                     b"usage" => {
                         self.progress.served(&Value::Null, &value["service_tier"]);
                         self.progress.usage = anthropic::usage(&value);
+                        self.progress.told_cost(&value);
                     }
                     _ => self.error = error::said(&value),
                 }
