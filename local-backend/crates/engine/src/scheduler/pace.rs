@@ -92,6 +92,12 @@ impl Pace {
         self.expected(work) <= limit.as_secs_f64() * AIM
     }
 
+    /// The limit under which a step that is expected to take `time` just fits.
+    #[must_use]
+    pub fn aimed_at(&self, time: Duration) -> Duration {
+        time.div_f64(AIM)
+    }
+
     /// What a step costs for being one, in seconds.
     #[must_use]
     pub fn fixed(&self) -> f64 {

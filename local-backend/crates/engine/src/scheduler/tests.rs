@@ -212,8 +212,10 @@ proptest! {
                     let first = plan.parts.iter().filter(|part| !background.contains(&part.id));
                     prop_assert!(first.clone().all(|part| part.count == 1 && part.is_last), "{plan:?}");
                     prop_assert_eq!(first.count(), others.len(), "somebody else waits: {:?}", plan);
-                    let limit = Limits::default().step / 6;
-                    prop_assert!(machine.scheduler.pace().expected(plan.work()) <= limit.as_secs_f64(), "{plan:?}");
+                    let work = |of: &[&Part]| of.iter().fold(Work::default(), |sum, part| sum.plus(part.work()));
+                    let own: Vec<&Part> = plan.parts.iter().filter(|part| !background.contains(&part.id)).collect();
+                    let pace = machine.scheduler.pace();
+                    prop_assert!(pace.expected(plan.work()) <= pace.expected(work(&own)) * 1.051, "{plan:?}");
                 }
                 machine.step();
             }
@@ -432,7 +434,7 @@ fn right_guesses_are_kept_and_wrong_ones_cost_nothing_else() {
     assert_eq!(scheduler.blocks().free(), 10);
 }
 
-/// A machine on which steps of their own are no better than riding: 2 ms a step and 0.3 ms a token.
+/// 2 ms a step and 0.3 ms a token.
 fn fast() -> Machine {
     let mut machine = Machine::new(4000, 64);
     machine.rates = (0.0003, 0.002);
@@ -447,22 +449,25 @@ fn background(id: u64, tokens: std::ops::Range<u32>) -> Job {
 }
 
 #[test]
-fn background_rides_with_answers_and_never_with_a_prompt() {
+fn background_rides_where_rows_are_cheap_and_never_with_a_prompt() {
     let mut machine = fast();
-    machine.submit(wish(job(1, "day", 0..20), 400));
+    // A card: 5 ms to read the weights, a hundredth of a millisecond for a row.
+    machine.rates = (0.000_01, 0.005);
     for id in 10..30 {
-        machine.submit(wish(background(id, id as u32 * 1000..id as u32 * 1000 + 100), 50));
+        machine.submit(wish(
+            background(id, id as u32 * 1000..id as u32 * 1000 + 100),
+            400,
+        ));
     }
-    let mut longest: f64 = 0.0;
-    for _ in 0..100 {
-        machine.longest = 0.0;
-        machine.step();
-        longest = longest.max(machine.longest);
-    }
-    // Two steps read its prompt while the machine's speed is not known yet.
-    assert!(machine.produced[&1].len() >= 20 + 98, "one token in each step");
-    assert!(machine.served[&Arc::from("night")] > 200, "{:?}", machine.served);
-    assert!(longest <= 0.010, "{longest} s");
+    (0..100).for_each(|_| assert!(machine.step()));
+    machine.submit(wish(job(1, "day", 0..20), 300));
+    (0..10).for_each(|_| assert!(machine.step()));
+    let before = machine.served[&Arc::from("night")];
+    machine.longest = 0.0;
+    (0..50).for_each(|_| assert!(machine.step()));
+    let rode = machine.served[&Arc::from("night")] - before;
+    assert!(rode >= 50 * 15, "{rode} tokens rode along");
+    assert!(machine.longest <= 0.0055, "{} s", machine.longest);
     machine.submit(wish(job(2, "day", 500_000..500_400), 10));
     while machine.produced[&2].len() == 400 {
         let plan = machine.scheduler.plan();
