@@ -226,10 +226,10 @@ impl Worker {
         let took = started.elapsed();
         let metrics = &self.shared.metrics;
         add(&metrics.busy_us, took.as_micros() as usize);
-        if plan.class == Class::Background {
-            add(&metrics.background_us, took.as_micros() as usize);
-        }
         if ended == StepEnd::Aborted {
+            if plan.class == Class::Background {
+                add(&metrics.background_us, took.as_micros() as usize);
+            }
             add(&metrics.aborted_steps, 1);
             return;
         }
@@ -239,6 +239,12 @@ impl Worker {
             .longest_step_us
             .fetch_max(took.as_micros() as u64, Ordering::Relaxed);
         let shares = self.scheduler.ran(plan, took);
+        let pairs = plan.parts.iter().zip(&shares);
+        let background: Duration = pairs
+            .filter(|(part, _)| part.class == Class::Background)
+            .map(|(_, share)| *share)
+            .sum();
+        add(&metrics.background_us, background.as_micros() as usize);
         let mut logits = std::mem::take(&mut self.logits);
         let mut rest = logits.as_mut_slice();
         for (part, share) in plan.parts.iter().zip(shares) {
