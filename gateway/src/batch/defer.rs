@@ -133,5 +133,6 @@ async fn wait(desk: &Desk, client: &mut Client, job: Job, id: RequestId) -> Resu
     if client.answer(head, body).await.is_err() {
         client.reusable = false;
     }
+    desk.was_read(&job).await;
     Ok(())
 }

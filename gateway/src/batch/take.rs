@@ -62,6 +62,7 @@ pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), dialect: Dialect
         ended_us: 0,
         expires_us: now.saturating_add(keep),
         problem: String::new(),
+        read_us: 0,
     }
 }
 
