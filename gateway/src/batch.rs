@@ -222,6 +222,16 @@ impl Desk {
         })
     }
 
+    /// Answers of a job are being read; that they were is not worth failing for.
+    async fn was_read(&self, job: &Job) {
+        if job.ended_us == 0 || job.read_us > 0 {
+            return;
+        }
+        if let Err(error) = self.jobs().read(&job.id).await {
+            tracing::warn!(%error, job = job.id, "when a job was first read could not be written down");
+        }
+    }
+
     /// Gives a job up, and wakes whoever is to see to it; false where it has ended, or was given up before.
     async fn cancel(&self, job: &Job) -> Result<bool, Refusal> {
         let cancelled = self.jobs().cancel(&job.id).await;

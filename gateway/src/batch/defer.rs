@@ -185,6 +185,7 @@ async fn wait(
     if client.answer(head, body).await.is_err() {
         client.reusable = false;
     }
+    desk.was_read(&job).await;
     Ok(())
 }
 

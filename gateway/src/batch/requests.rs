@@ -189,9 +189,9 @@ pub(super) async fn show(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refus
         }
         None => job,
     };
-    object(&visit.desk, &job)
-        .await
-        .map(|value| Reply::Json(200, value))
+    let shown = object(&visit.desk, &job).await?;
+    visit.desk.was_read(&job).await;
+    Ok(Reply::Json(200, shown))
 }
 
 /// The job when it has ended, or as it is at the end of waiting.
@@ -233,6 +233,7 @@ async fn events(visit: &mut Visit<'_>, mut job: Job) -> Result<Reply, Refusal> {
             return Ok(Reply::Written);
         }
         if job.ended_us > 0 {
+            visit.desk.was_read(&job).await;
             break;
         }
         let desk = visit.desk.clone();

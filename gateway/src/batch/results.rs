@@ -68,6 +68,9 @@ pub(super) async fn write(
     if visit.client.end(Bytes::new()).await.is_err() {
         visit.client.reusable = false;
     }
+    if which != Which::Input {
+        visit.desk.was_read(job).await;
+    }
     Ok(Reply::Written)
 }
 

@@ -74,6 +74,7 @@ pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), surface: Surface
         ended_us: 0,
         expires_us: now.saturating_add(keep),
         problem: String::new(),
+        read_us: 0,
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) use sql;
 
 sql!(
     CREATE,
-    "INSERT INTO jobs VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,'[]',{now},$18,0,0,$19,0,0,'') \
+    "INSERT INTO jobs VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,'[]',{now},$18,0,0,$19,0,0,'',0) \
      ON CONFLICT DO NOTHING RETURNING id"
 );
 sql!(JOB_BY_ID, format!("SELECT {JOB} FROM jobs WHERE id = $1"));
