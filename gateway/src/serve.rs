@@ -62,7 +62,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         body_read_us: watch.elapsed_us(),
         ..Timings::default()
     };
-    let request = match understand(client, (dialect, &gateway.config.label_headers), body) {
+    let request = match understand(client, (surface, &gateway.config.label_headers), body) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
@@ -92,7 +92,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: moment.unix_s,
         budget_left: Money::MAX,
     });
-    if client.header(crate::batch::DEFER).is_some() {
+    if client.header(crate::batch::DEFER).is_some() || rules.policy.defers() {
         let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
         match Box::pin(deferred).await {
             Ok(false) => {}

@@ -3,7 +3,7 @@
 use crate::client::Client;
 use bytes::Bytes;
 use dialect::Request;
-use exchange::{Dialect, Facts, Refusal, RefusalKind};
+use exchange::{Facts, Refusal, RefusalKind, Surface};
 use http::{HeaderMap, HeaderName};
 
 /// Headers that reach a provider of the caller's own dialect.
@@ -20,13 +20,13 @@ const LONGEST_LABEL: usize = 256;
 /// Reads the body and the headers that speak of routing.
 ///
 /// # Errors
-/// A body that is not a request in this dialect, or a header that makes no sense.
+/// A body that is no request for this endpoint, or a header that makes no sense.
 pub(crate) fn understand(
     client: &Client,
-    (dialect, label_headers): (Dialect, &[HeaderName]),
+    (surface, label_headers): (Surface, &[HeaderName]),
     body: Bytes,
 ) -> Result<Request, Refusal> {
-    let mut request = dialect::read_request(dialect, body).map_err(|error| {
+    let mut request = dialect::read_surface(surface, body).map_err(|error| {
         let refusal = Refusal::new(RefusalKind::InvalidRequest, error.message);
         match error.param {
             Some(param) => refusal.param(param),
@@ -100,7 +100,7 @@ mod tests {
     fn a_header_has_the_say_on_its_label() {
         let body = r#"{"model": "m", "messages": [{"role": "user", "content": "hi"}], "metadata": {"x-customer": "gold", "task": "a"}}"#;
         let facts = |value: Option<&str>| {
-            let mut facts = dialect::read_request(Dialect::OpenaiChat, body.into())
+            let mut facts = dialect::read_surface(Surface::ChatCompletions, body.into())
                 .unwrap()
                 .facts;
             assert_eq!(facts.label("x-customer"), Some("gold"));

@@ -94,7 +94,7 @@ def test_a_webhook_is_signed_and_tried_again(gateway):
 
 
 @pytest.mark.parametrize("body, problem", [
-    (ask(endpoint="/v1/embeddings"), "cannot be a job"),
+    (ask(endpoint="/v1/moderations"), "cannot be a job"),
     (ask(completion_window="9d"), "completion_window"),
     (ask("nobody-s-model"), "nobody-s-model"),
     ({"nothing": 1}, "that is no job"),

@@ -54,6 +54,10 @@ pub struct Script {
     pub stamp: bool,
     /// Say in every answer that the next request would wait so long, as our own engine does.
     pub wait_ms: Option<u64>,
+    /// Flex has no room for the first so many calls that ask for it.
+    pub flex_busy: u32,
+    /// Whoever asks for flex is served, and billed, at the usual tier.
+    pub no_flex: bool,
     /// What becomes of a batch whose first item is this one.
     pub batch: BatchPlan,
 }
@@ -69,6 +73,8 @@ pub struct BatchPlan {
     pub expires: bool,
     /// It does not end by itself.
     pub never: bool,
+    /// It is told to stop and goes on.
+    pub deaf: bool,
     /// Of a thousand items, so many are done when it expires, or when one that never ends is cancelled.
     pub part_permille: i64,
 }
@@ -80,6 +86,7 @@ impl Default for BatchPlan {
             fails: false,
             expires: false,
             never: false,
+            deaf: false,
             part_permille: 0,
         }
     }
@@ -106,6 +113,8 @@ impl Default for Script {
             echo: false,
             stamp: false,
             wait_ms: None,
+            flex_busy: 0,
+            no_flex: false,
             batch: BatchPlan::default(),
         }
     }
@@ -145,10 +154,13 @@ impl Script {
             ("stall", _) => self.stall_after = Some(number(part, value)?),
             ("failfirst", _) => self.fail_first = Some(number(part, value)?),
             ("wait", _) => self.wait_ms = Some(number(part, value)?),
+            ("flexbusy", _) => self.flex_busy = number(part, value)?,
+            ("noflex", "") => self.no_flex = true,
             ("batch", _) => self.batch.length = Duration::from_millis(number(part, value)?),
             ("bpart", _) => self.batch.part_permille = number::<i64>(part, value)? * 10,
             ("bfails", "") => self.batch.fails = true,
             ("bexpires", "") => self.batch.expires = true,
+            ("bdeaf", "") => self.batch.deaf = true,
             ("bnever", "") => self.batch.never = true,
             ("tools", "") => self.tools = true,
             ("hang", "") => self.hang = true,

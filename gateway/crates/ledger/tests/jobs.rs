@@ -190,7 +190,9 @@ async fn begin(ledger: &Ledger, who: &Principal, (count, held): (i64, i64)) -> R
     let one = job("b1", JobKind::Batch, "starting");
     assert!(jobs.create(&job("f1", JobKind::File, "receiving")).await.unwrap());
     jobs.add_items("f1", &items(count, held)).await.unwrap();
-    jobs.received("f1", "ready", (count, count * 100)).await.unwrap();
+    jobs.received("f1", ("ready", "/v1/chat/completions"), (count, count * 100))
+        .await
+        .unwrap();
     assert!(jobs.create(&one).await.unwrap());
     let needs = jobs.needs("f1", i64::MAX).await.unwrap();
     ledger.escrow(who, &one, &needs, ask()).await?;
