@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     /// Whose `X-Forwarded-For` is believed.
     pub(crate) trusted_proxies: Vec<ledger::IpNet>,
+    /// Request headers that become labels.
+    pub(crate) label_headers: Vec<http::HeaderName>,
     pub(crate) limits: Limits,
     pub(crate) database: ledger::Database,
     pub(crate) journal: PathBuf,

@@ -62,7 +62,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         body_read_us: watch.elapsed_us(),
         ..Timings::default()
     };
-    let request = match understand(client, surface, body) {
+    let request = match understand(client, (surface, &gateway.config.label_headers), body) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };

@@ -21,6 +21,9 @@ pub(crate) struct Document {
     /// Networks of proxies whose `X-Forwarded-For` is believed. Keys that are restricted to networks are judged by the peer
     /// of the connection, or by what such a proxy says of it.
     pub(super) trusted_proxies: Vec<String>,
+    /// Request headers that policies may see, each as the label of its name in small letters: `labels["x-customer"]`. None
+    /// that carries a secret. A label of that name in a body does not count: whoever is in front sets the header.
+    pub(super) label_headers: Vec<String>,
     pub(super) limits: Limits,
     pub(super) store: Store,
     pub(super) redis: Redis,
@@ -55,6 +58,7 @@ impl Default for Document {
             }],
             admin: Admin::default(),
             trusted_proxies: Vec::new(),
+            label_headers: Vec::new(),
             limits: Limits::default(),
             store: Store::default(),
             redis: Redis::default(),

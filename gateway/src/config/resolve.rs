@@ -47,6 +47,7 @@ impl Document {
             listen: self.listeners(folder, mistakes),
             admin: self.admin(folder, mistakes),
             trusted_proxies: networks(&self.trusted_proxies, "trusted_proxies", mistakes),
+            label_headers: label_headers(&self.label_headers, mistakes),
             limits: self.limits.resolve(mistakes),
             database: self.store.database(folder, mistakes),
             journal: folder.join(&self.store.journal),
@@ -137,6 +138,50 @@ impl document::Tls {
             key: file("key_file", &self.key_file),
         }
     }
+}
+
+/// Headers that carry secrets, which would be kept beside decisions, and those that are read anyway.
+fn label_headers(written: &[String], mistakes: &mut Mistakes<'_>) -> Vec<http::HeaderName> {
+    let mut headers = Vec::new();
+    for (index, text) in written.iter().enumerate() {
+        let at = format!("label_headers[{index}]");
+        let Ok(name) = http::HeaderName::try_from(text.as_str()) else {
+            mistakes.add(at, format!("`{text}` is no name of a header"));
+            continue;
+        };
+        let lower = name.as_str();
+        let has = |part: &&str| lower.contains(part);
+        let ends = |end: &&str| lower.ends_with(end);
+        if [
+            "authorization",
+            "api-key",
+            "apikey",
+            "cookie",
+            "secret",
+            "password",
+        ]
+        .iter()
+        .any(has)
+            || ["-token", "-key", "-signature"].iter().any(ends)
+        {
+            mistakes.hinted(
+                at,
+                format!("`{text}` carries a secret, and labels are kept with decisions"),
+                "name headers that say what a request is, not who may make it",
+            );
+        } else if lower.starts_with("x-tollgate-") {
+            mistakes.hinted(
+                at,
+                format!("`{text}` is the gateway's own"),
+                "send `x-tollgate-tag-NAME` for the label NAME",
+            );
+        } else if headers.contains(&name) {
+            mistakes.add(at, format!("`{text}` is there twice"));
+        } else {
+            headers.push(name);
+        }
+    }
+    headers
 }
 
 /// A file that must be there.
