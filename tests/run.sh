@@ -30,6 +30,11 @@ deploy/fetch-nvrtc.sh
 say "building the binaries"
 cargo build --workspace --bins
 
+if [ -n "${TOLLGATE_LARGE_MODELS:-}" ]; then
+  say "fetching a model that calls tools (1.1 GB; tests/sdk/test_tools.py is skipped without it)"
+  target/debug/local-backend pull qwen2.5-coder-1.5b-instruct
+fi
+
 say "Rust tests"
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --workspace

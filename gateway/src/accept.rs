@@ -39,13 +39,16 @@ impl Endpoint {
             "/v1/chat/completions" | "/chat/completions" => {
                 (Self::Generate(Surface::ChatCompletions), "POST")
             }
+            "/v1/embeddings" | "/embeddings" => (Self::Generate(Surface::Embeddings), "POST"),
+            "/v1/completions" | "/completions" => (Self::Generate(Surface::Completions), "POST"),
+            "/v1/responses" | "/responses" => (Self::Generate(Surface::Responses), "POST"),
             "/v1/messages" | "/messages" => (Self::Generate(Surface::Messages), "POST"),
             "/v1/outcomes" => (Self::Outcomes, "POST"),
             "/v1/models" | "/models" => (Self::Models, "GET"),
             "/health" => (Self::Health, "GET"),
             path => {
                 let message = format!("there is nothing at {path}");
-                let hint = "the gateway serves /v1/chat/completions, /v1/messages, /v1/models, /v1/outcomes, /v1/files, /v1/batches, /v1/messages/batches and /v1/jobs";
+                let hint = "the gateway serves /v1/chat/completions, /v1/messages, /v1/embeddings, /v1/completions, /v1/responses, /v1/models, /v1/outcomes, /v1/files, /v1/batches, /v1/messages/batches and /v1/jobs";
                 return Err(Refusal::new(RefusalKind::RouteNotFound, message).hint(hint));
             }
         };

@@ -3,7 +3,7 @@
 
 use crate::client::{Client, Gone};
 use crate::clock::Stopwatch;
-use crate::fleet::{Deployment, Permit};
+use crate::fleet::{self, Deployment, Permit};
 use crate::gateway::Gateway;
 use crate::limits::expected_tokens;
 use crate::refuse;
@@ -11,8 +11,8 @@ use crate::rules::Rules;
 use crate::trail::Trail;
 use crate::upstream::{OpenError, Opened};
 use ::exchange::{
-    AttemptOutcome, Candidate, Decision, Phase, Profile, Refusal, RefusalKind, ThinkingNote, TokenClass,
-    Usage, UsageSource,
+    AttemptOutcome, Candidate, Decision, Phase, Profile, Refusal, RefusalKind, ServiceTier, ThinkingNote,
+    TokenClass, Usage, UsageSource,
 };
 use bytes::Bytes;
 use dialect::{Encoded, Request, Target};
@@ -28,6 +28,8 @@ const TRIES: u16 = 2;
 /// The longest a provider's Retry-After is waited for while nobody else can answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 const BACK_OFF: Duration = Duration::from_millis(150);
+/// How long flex may take to begin; OpenAI asks for as much.
+const FLEX_PATIENCE: Duration = Duration::from_secs(900);
 /// What is read of an error's body.
 const ERROR_BYTES: usize = 64 << 10;
 
@@ -35,6 +37,8 @@ const ERROR_BYTES: usize = 64 << 10;
 pub(crate) struct Live {
     pub(crate) opened: Opened,
     pub(crate) index: usize,
+    /// The backend said that it has a queue.
+    pub(crate) queues: bool,
     /// Held until the answer is over.
     pub(crate) _permit: Permit,
 }
@@ -115,8 +119,10 @@ async fn try_candidate(
             Ok(opened) => {
                 deployment.succeeded();
                 trail.headers();
+                let queues = deployment.queue.wait_ms() > 0;
                 return Ok(Ok(Live {
                     opened,
+                    queues,
                     index: candidate.index,
                     _permit: permit,
                 }));
@@ -198,7 +204,7 @@ fn encode(
         thinking: candidate
             .thinking
             .filter(|thinking| facts.thinking != Some(*thinking)),
-        stream: facts.stream || settings.streams,
+        stream: facts.stream || settings.streams && !facts.surface.is_plain(),
         can_think: candidate.thinking_note != ThinkingNote::Unable,
     };
     dialect::encode(exchange.request, &target)
@@ -262,10 +268,18 @@ async fn call(
         .cloned()
         .collect();
     let passed_on = if same { exchange.passed_on } else { &own };
+    let usual = upstream.settings.first_byte_timeout;
+    let patience = match exchange.request.facts.asked_tier() {
+        ServiceTier::Flex => usual.max(FLEX_PATIENCE),
+        _ => usual,
+    };
     let mut opened = upstream
-        .open(encoded, passed_on)
+        .open(encoded, passed_on, patience)
         .await
         .map_err(|error| unreachable(&deployment.id, &error))?;
+    if upstream.settings.reports_load {
+        deployment.queue.heard(opened.header(fleet::WAIT_HEADER));
+    }
     let status = opened.status();
     if (200..300).contains(&status) {
         return Ok(opened);

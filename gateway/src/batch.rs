@@ -29,7 +29,7 @@ use crate::client::{Client, Gone};
 use crate::gateway::Gateway;
 use crate::refuse::refuse;
 use ::batch::Completions;
-use exchange::{Refusal, RefusalKind, RequestId};
+use exchange::{Dialect, Refusal, RefusalKind, RequestId, Surface};
 use ledger::{Job, JobKind, Jobs, Principal, StoreError};
 use pingora_http::ResponseHeader;
 use serde_json::Value;
@@ -115,6 +115,8 @@ struct Desk {
     gateway: Arc<Gateway>,
     who: Arc<Principal>,
     key_hash: String,
+    /// The workflow that the caller declared, else its key's.
+    workflow: Option<Arc<str>>,
 }
 
 /// A caller at one of the job surfaces.
@@ -155,6 +157,7 @@ async fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Vis
     let key_hash = key_hash(gateway, client)?.to_hex();
     let desk = Desk {
         gateway: gateway.clone(),
+        workflow: declared(client, &who),
         who,
         key_hash,
     };
@@ -193,6 +196,12 @@ async fn route(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
     }
 }
 
+/// The workflow whose work a caller says it is.
+fn declared(client: &Client, who: &Principal) -> Option<Arc<str>> {
+    let said = client.header("x-tollgate-workflow").map(Arc::from);
+    said.or_else(|| who.account.workflow.clone())
+}
+
 impl Desk {
     fn jobs(&self) -> &Jobs {
         &self.gateway.batch.jobs
@@ -211,6 +220,16 @@ impl Desk {
             refusal.param = Some("id".into());
             refusal
         })
+    }
+
+    /// Answers of a job are being read; that they were is not worth failing for.
+    async fn was_read(&self, job: &Job) {
+        if job.ended_us == 0 || job.read_us > 0 {
+            return;
+        }
+        if let Err(error) = self.jobs().read(&job.id).await {
+            tracing::warn!(%error, job = job.id, "when a job was first read could not be written down");
+        }
     }
 
     /// Gives a job up, and wakes whoever is to see to it; false where it has ended, or was given up before.
@@ -269,6 +288,20 @@ impl Visit<'_> {
             Err(None) => Ok(None),
         }
     }
+}
+
+/// What the items of a job are requests for.
+fn surface(job: &Job) -> Surface {
+    // Files of before there was more than one have no endpoint.
+    Surface::of_endpoint(&job.endpoint).unwrap_or(Surface::ChatCompletions)
+}
+
+/// The endpoints of OpenAI's that can be batched here.
+const BATCHED: &str = "/v1/chat/completions, /v1/embeddings, /v1/completions and /v1/responses can";
+
+/// The endpoint that a line or a batch of OpenAI's shape names.
+fn openai_surface(endpoint: &str) -> Option<Surface> {
+    Surface::of_endpoint(endpoint).filter(|one| one.dialect() == Dialect::OpenaiChat)
 }
 
 /// Whatever is wrong with the store is not the caller's fault, nor the caller's to know.

@@ -5,7 +5,7 @@ use crate::batch::{self, Batch};
 use crate::cli;
 use crate::clock;
 use crate::config::{Config, Listen};
-use crate::fleet::{Billed, Price};
+use crate::fleet::{self, Billed, Price};
 use crate::gateway::Gateway;
 use crate::learn;
 use crate::limits::RateLimits;
@@ -17,6 +17,7 @@ use crate::prices::{self, Pricing, Renewal};
 use crate::records::Records;
 use crate::rules::Rulebook;
 use crate::share::Share;
+use crate::starting;
 use crate::telemetry::{self, Meters, ShareMeters};
 use crate::upstream::Upstream;
 use anyhow::Context;
@@ -25,7 +26,7 @@ use router_policies::predict::Predictor;
 use router_policies::{Finding, Policy, Severity};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -112,15 +113,11 @@ async fn serve(
     policy: (Policy, String),
     (path, bookkeeping): (&Path, &Handle),
 ) -> anyhow::Result<()> {
-    let mut listeners = Vec::new();
-    for settings in &config.listen {
-        listeners.push(Listener::bind(settings).await?);
+    let mut signals = Signals::new()?;
+    let doors = Doors::bind(&config).await?;
+    if !starting::until_reached(&doors, (&config.database, bookkeeping), signals.end()).await? {
+        return Ok(());
     }
-    let admin = Listener::bind(&Listen {
-        address: config.admin.address,
-        tls: None,
-    })
-    .await?;
     let book = prices::read(&config.prices, &config.price_lists)?;
     let pricing = Arc::new(Pricing::new(book, config.unpriced_ceiling));
     let renewal = Renewal::new(path, &config, pricing.clone());
@@ -171,29 +168,29 @@ async fn serve(
     let heard = learn::begin(&gateway).await;
     tasks.spawn(learn::keep(gateway.clone(), heard, told, stop.clone()));
     tasks.spawn(notify::run(gateway.clone(), stop.clone()));
+    tasks.spawn(fleet::watch(gateway.clone(), stop.clone()));
     tasks.spawn(gateway.issuers.keep_fresh(stop.clone()));
-    let mut out = std::io::stdout();
-    let mut certificates = Vec::new();
-    for listener in listeners {
-        writeln!(out, "listening on {}", listener.url())?;
-        certificates.extend(listener.certificate.clone());
+    doors.announce();
+    let certificates = doors.certificates();
+    for listener in doors.listeners {
         tasks.spawn(listener.run(gateway.clone(), stop.clone()));
     }
     let nodes = {
         let gateway = gateway.clone();
         move |count| gateway.rules.now().fleet.share_among(count)
     };
+    let limited = gateway.ledger.rates();
+    gateway.limits.adopt(&limited);
+    tasks.spawn(gateway.limits.clone().follow(limited, stop.clone()));
     tasks.spawn(gateway.limits.clone().keep_shared(nodes, stop.clone()));
     tasks.spawn(batch::run(gateway.clone(), stop.clone()));
-    writeln!(out, "admin on {}", admin.url())?;
-    out.flush()?;
     let app = Arc::new(Admin::new(gateway.clone()));
     // The admin listener outlives the others, so that a drain can be watched.
     let (stop_admin, admin_stop) = watch::channel(false);
     let mut admin_tasks = JoinSet::new();
-    admin_tasks.spawn(admin.run(app, admin_stop));
+    admin_tasks.spawn(doors.admin.run(app, admin_stop));
 
-    wait_for_the_end(&gateway, &certificates, renewal).await?;
+    wait_for_the_end(&gateway, (&certificates, renewal), signals).await;
     tracing::info!(running = gateway.in_flight(), "draining");
     let _ = stop_all.send(true);
     let drain = gateway.config.limits.drain;
@@ -211,22 +208,85 @@ async fn serve(
     Ok(())
 }
 
+/// Everything that listens, bound before anything else starts.
+pub(crate) struct Doors {
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) admin: Listener,
+    /// The addresses have been told.
+    told: Once,
+}
+
+impl Doors {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut listeners = Vec::new();
+        for settings in &config.listen {
+            listeners.push(Listener::bind(settings).await?);
+        }
+        let (address, tls) = (config.admin.address, config.admin.tls.clone());
+        let admin = Listener::bind(&Listen { address, tls }).await?;
+        Ok(Self {
+            listeners,
+            admin,
+            told: Once::new(),
+        })
+    }
+
+    /// Tells the addresses on the standard output, once. Nobody need be there to read them.
+    pub(crate) fn announce(&self) {
+        self.told.call_once(|| {
+            let listeners = self.listeners.iter().map(|one| format!("listening on {}\n", one.url()));
+            let lines: String = listeners.collect();
+            let lines = format!("{lines}admin on {}\n", self.admin.url());
+            let mut out = std::io::stdout();
+            if let Err(error) = out.write_all(lines.as_bytes()).and_then(|()| out.flush()) {
+                tracing::warn!(%error, "nobody reads the standard output: {}", lines.trim().replace('\n', ", "));
+            }
+        });
+    }
+
+    fn certificates(&self) -> Vec<Arc<Certificate>> {
+        let all = self.listeners.iter().chain([&self.admin]);
+        all.filter_map(|listener| listener.certificate.clone()).collect()
+    }
+}
+
+/// What the process is told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves when the process is to end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Handles signals and upkeep until one of them says to stop.
 async fn wait_for_the_end(
     gateway: &Gateway,
-    certificates: &[Arc<Certificate>],
-    mut renewal: Renewal,
-) -> anyhow::Result<()> {
-    let listen = |kind| -> anyhow::Result<Signal> { Ok(signal(kind)?) };
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hang_up = listen(SignalKind::hangup())?;
+    (certificates, mut renewal): (&[Arc<Certificate>], Renewal),
+    mut signals: Signals,
+) {
     let (mut upkeep, mut look) = (interval(UPKEEP), interval(LOOK));
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hang_up.recv() => {
                 for certificate in certificates {
                     match certificate.reload() {
                         Ok(()) => tracing::info!("the certificate was read again"),

@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     /// Whose `X-Forwarded-For` is believed.
     pub(crate) trusted_proxies: Vec<ledger::IpNet>,
+    /// Request headers that become labels.
+    pub(crate) label_headers: Vec<http::HeaderName>,
     pub(crate) limits: Limits,
     pub(crate) database: ledger::Database,
     pub(crate) journal: PathBuf,
@@ -100,6 +102,7 @@ pub(crate) struct TlsFiles {
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) key: Option<Secret>,
 }
 
@@ -143,6 +146,10 @@ pub(crate) struct Provider {
     pub(crate) base: BaseUrl,
     pub(crate) credential: Option<Secret>,
     pub(crate) http2: bool,
+    /// What it says an answer cost is charged.
+    pub(crate) reports_cost: bool,
+    /// What it says of its queue counts in decisions.
+    pub(crate) reports_load: bool,
     /// It can stream: whole answers are folded from streams, so that they too can be metered and stopped.
     pub(crate) streams: bool,
     pub(crate) connect_timeout: Duration,

@@ -2,6 +2,7 @@
 
 mod lengths;
 mod pace;
+mod queue;
 
 use crate::clock;
 use crate::upstream::Upstream;
@@ -12,6 +13,8 @@ use exchange::{
 use lengths::Lengths;
 use meter::ModelPrice;
 use pace::{Held, Pace};
+use queue::Queue;
+pub(crate) use queue::{WAIT_HEADER, watch};
 use router_policies::Policy;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -159,6 +162,8 @@ pub(crate) struct Deployment {
     in_flight: Arc<AtomicU32>,
     queued: AtomicU32,
     max_queued: u32,
+    /// What the backend says of its own.
+    pub(crate) queue: Queue,
 }
 
 /// The right to run one request at a deployment.
@@ -247,8 +252,13 @@ impl Deployment {
         }
     }
 
-    /// Everybody before this request takes a turn of the usual length, as many at once as there are slots.
+    /// The longer of the waits here and there: while a request waits here, the backend's queue moves on.
     fn expected_wait_ms(&self) -> u32 {
+        self.own_wait_ms().max(self.queue.wait_ms())
+    }
+
+    /// Everybody before this request takes a turn of the usual length, as many at once as there are slots.
+    fn own_wait_ms(&self) -> u32 {
         let Some((slots, limit)) = self.slots.as_ref().zip(self.limit) else {
             return 0;
         };
@@ -382,6 +392,7 @@ impl Fleet {
                 in_flight: Arc::new(AtomicU32::new(0)),
                 queued: AtomicU32::new(0),
                 max_queued: settings.max_queued,
+                queue: Queue::default(),
             }));
         }
         Ok(Self { deployments })

@@ -12,7 +12,9 @@ pub(crate) use headers::write;
 use crate::clock;
 use crate::share::{Ask, Away, Lefts, Ruling, Share};
 use crate::telemetry::ShareMeters;
+use arc_swap::ArcSwap;
 use exchange::{AccountPath, Facts, Refusal, RefusalKind};
+use ledger::{Limited, Rates};
 use limits::{Book, Dimension, Exceeded, Path, Rule, Standing, SubjectId};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -43,7 +45,11 @@ pub(crate) fn expected_tokens(facts: &Facts) -> u64 {
 
 #[derive(Debug)]
 pub(crate) struct RateLimits {
-    tree: Tree,
+    /// Those of the configuration, which go before those of the store.
+    configured: BTreeMap<AccountPath, Rule>,
+    /// Every account that was ever limited here; locked while limits change.
+    known: Mutex<BTreeMap<AccountPath, SubjectId>>,
+    tree: ArcSwap<Tree>,
     book: Mutex<Book>,
     shared: Option<Shared>,
 }
@@ -93,17 +99,72 @@ impl Drop for Pass {
 
 impl RateLimits {
     pub(crate) fn new(rules: &[(AccountPath, Rule)], share: Option<(Share, ShareMeters)>) -> Self {
-        let (tree, book) = Tree::grow(rules, clock::monotonic_us());
         let shared = share.map(|(share, meters)| Shared {
             share,
             up: AtomicBool::new(false),
             pending: Mutex::default(),
             meters,
         });
-        Self {
-            tree,
-            book: Mutex::new(book),
+        let limits = Self {
+            configured: rules.iter().cloned().collect(),
+            known: Mutex::default(),
+            tree: ArcSwap::default(),
+            book: Mutex::default(),
             shared,
+        };
+        limits.adopt(&watch::Sender::new(Arc::default()).subscribe());
+        limits
+    }
+
+    /// The rule of the configuration for this very account.
+    pub(crate) fn configured(&self, account: &AccountPath) -> Option<Rule> {
+        self.configured.get(account).copied()
+    }
+
+    /// Puts the limits of the store in force, as they are now. Requests that run go on under those they were let in by.
+    pub(crate) fn adopt(&self, stored: &watch::Receiver<Arc<Limited>>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = stored.borrow().clone();
+        let mut rules: BTreeMap<&AccountPath, Rule> = stored
+            .iter()
+            .map(|(account, rates)| (account, rule(*rates)))
+            .collect();
+        rules.extend(self.configured.iter().map(|(account, rule)| (account, *rule)));
+        let now_us = clock::monotonic_us();
+        let fresh = rules.iter().filter(|(account, _)| !known.contains_key(**account));
+        let fresh: Vec<(AccountPath, Arc<str>, Rule)> = fresh
+            .map(|(account, rule)| (AccountPath::clone(account), account.to_string().into(), *rule))
+            .collect();
+        {
+            let mut book = self.book();
+            for (account, name, rule) in fresh {
+                known.insert(account, book.add(name, rule, now_us));
+            }
+            for (account, id) in &*known {
+                let rule = rules.get(account).copied().unwrap_or_default();
+                if book.rule(*id) != rule {
+                    book.change(*id, rule, now_us);
+                }
+            }
+        }
+        let limited = known.iter().filter(|(account, _)| rules.contains_key(account));
+        let tree = Tree::grow(limited.map(|(account, id)| (account, *id)));
+        self.tree.store(Arc::new(tree));
+    }
+
+    /// Keeps up with the limits of the store until `stop`.
+    pub(crate) async fn follow(
+        self: Arc<Self>,
+        mut stored: watch::Receiver<Arc<Limited>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        loop {
+            stored.mark_unchanged();
+            self.adopt(&stored);
+            tokio::select! {
+                changed = stored.changed() => if changed.is_err() { return },
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
         }
     }
 
@@ -116,7 +177,7 @@ impl RateLimits {
         account: &AccountPath,
         facts: &Facts,
     ) -> Result<Pass, Refused> {
-        let path = self.tree.path(account);
+        let path = self.tree.load().path(account);
         if path.is_empty() {
             return Ok(Pass {
                 held: None,
@@ -354,6 +415,14 @@ fn refused(name: &Arc<str>, rule: Rule, dimension: Dimension, wait_us: u64) -> R
     Refused { refusal, standing }
 }
 
+fn rule(rates: Rates) -> Rule {
+    Rule {
+        requests_per_minute: rates.requests_per_minute,
+        tokens_per_minute: rates.tokens_per_minute,
+        concurrency: rates.concurrency,
+    }
+}
+
 fn tightest(lefts: &[Lefts]) -> Standing {
     let mut standing = Standing::default();
     for (requests, tokens) in lefts {
@@ -369,6 +438,6 @@ fn refusal(exceeded: &Exceeded) -> Refusal {
         Duration::from_micros(exceeded.wait_us)
     };
     Refusal::new(RefusalKind::RateLimited, exceeded.to_string())
-        .hint("retry later; the limit is `rate_limits` of that account in the gateway's configuration")
+        .hint("retry later; the limit is `rate_limits` of that account, in the gateway's configuration or its admin API")
         .retry_after(Some(wait))
 }

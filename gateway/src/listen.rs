@@ -110,7 +110,26 @@ impl Listener {
     }
 
     /// Accepts until `shutdown` is true; then the socket closes, and connections end as their requests do.
-    pub(crate) async fn run<A>(self, app: Arc<A>, mut shutdown: ShutdownWatch)
+    pub(crate) async fn run<A>(self, app: Arc<A>, shutdown: ShutdownWatch)
+    where
+        A: ServerApp + Send + Sync + 'static,
+    {
+        let mut connections = self.gather(app, shutdown).await;
+        drop(self.socket);
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// The same, with the socket left open for whoever accepts next.
+    pub(crate) async fn accept<A>(&self, app: Arc<A>, shutdown: ShutdownWatch)
+    where
+        A: ServerApp + Send + Sync + 'static,
+    {
+        let mut connections = self.gather(app, shutdown).await;
+        while connections.join_next().await.is_some() {}
+    }
+
+    /// Accepts until `shutdown` is true. Returns the connections that there still are.
+    async fn gather<A>(&self, app: Arc<A>, mut shutdown: ShutdownWatch) -> JoinSet<()>
     where
         A: ServerApp + Send + Sync + 'static,
     {
@@ -137,8 +156,7 @@ impl Listener {
                 }
             }
         }
-        drop(self.socket);
-        while connections.join_next().await.is_some() {}
+        connections
     }
 }
 

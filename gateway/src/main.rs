@@ -30,6 +30,7 @@ mod rules;
 mod serve;
 mod settle;
 mod share;
+mod starting;
 mod telemetry;
 mod trail;
 mod understand;

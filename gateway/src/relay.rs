@@ -103,7 +103,7 @@ pub(crate) async fn relay(
             break Over::Budget;
         }
     };
-    finish(exchange, client, live, answer, over).await
+    finish(exchange, client, live, (&mut answer, over)).await
 }
 
 fn broken(message: &str) -> Over {
@@ -145,8 +145,7 @@ async fn finish(
     exchange: &Exchange<'_>,
     client: &mut Client,
     live: Live,
-    mut answer: Answer,
-    over: Over,
+    (answer, over): (&mut Answer, Over),
 ) -> Relayed {
     let deployment = exchange.rules.fleet.get(live.index);
     let streaming = exchange.request.facts.stream;
@@ -170,16 +169,16 @@ async fn finish(
         Over::Broken(refusal) if streaming => {
             let event = answer.error_event(&refusal);
             client.break_off(event).await;
-            ended(Over::Broken(refusal), &answer, client, None)
+            ended(Over::Broken(refusal), answer, client, None)
         }
         Over::Drained if streaming => {
             let event = answer.error_event(&draining());
             client.break_off(event).await;
-            ended(Over::Drained, &answer, client, None)
+            ended(Over::Drained, answer, client, None)
         }
-        Over::Broken(refusal) => ended(Over::Broken(refusal.clone()), &answer, client, Some(refusal)),
-        Over::Drained => ended(Over::Drained, &answer, client, Some(draining())),
-        over => ended(over, &answer, client, None),
+        Over::Broken(refusal) => ended(Over::Broken(refusal.clone()), answer, client, Some(refusal)),
+        Over::Drained => ended(Over::Drained, answer, client, Some(draining())),
+        over => ended(over, answer, client, None),
     }
 }
 
@@ -193,7 +192,7 @@ async fn deliver(
     exchange: &Exchange<'_>,
     client: &mut Client,
     deployment: &Deployment,
-    (answer, tail): (Answer, Bytes),
+    (answer, tail): (&Answer, Bytes),
     over: Over,
 ) -> Relayed {
     let sent = if exchange.request.facts.stream {
@@ -204,9 +203,9 @@ async fn deliver(
             .await
     };
     match sent {
-        Ok(()) => ended(over, &answer, client, None),
+        Ok(()) => ended(over, answer, client, None),
         // The provider has finished: the answer is paid for whether or not it arrived.
-        Err(Gone) => ended(Over::Gone, &answer, client, None),
+        Err(Gone) => ended(Over::Gone, answer, client, None),
     }
 }
 

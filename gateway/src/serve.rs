@@ -62,7 +62,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         body_read_us: watch.elapsed_us(),
         ..Timings::default()
     };
-    let request = match understand(client, dialect, body) {
+    let request = match understand(client, (surface, &gateway.config.label_headers), body) {
         Ok(request) => request,
         Err(refusal) => return arrival.refused(client, Some(&who), refusal).await,
     };
@@ -92,7 +92,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, client: &mut Client) {
         unix_s: moment.unix_s,
         budget_left: Money::MAX,
     });
-    if client.header(crate::batch::DEFER).is_some() {
+    if client.header(crate::batch::DEFER).is_some() || rules.policy.defers() {
         let deferred = crate::batch::defer(gateway, client, (&who, &request), &rules.policy, id);
         match Box::pin(deferred).await {
             Ok(false) => {}
@@ -188,11 +188,14 @@ async fn answer(
             return None;
         }
     };
-    let index = live.index;
+    let (index, queues) = (live.index, live.queues);
     // Before the answer is out: its reader may say how it came out as soon as it is.
     note_served(exchange, who, trail.request, index);
     let mut relayed = relay(exchange, client, live, &mut reservation, &mut trail).await;
-    remember(exchange, who, (index, &relayed), &trail);
+    remember(exchange, who, (index, &relayed));
+    if !queues {
+        note_speed(exchange, (index, &relayed), &trail);
+    }
     let mut refused = None;
     if let Some(refusal) = relayed.refusal.take() {
         relayed.status = refuse(client, exchange.request.dialect, &refusal, trail.request).await;
@@ -427,8 +430,8 @@ fn note_served(exchange: &Exchange<'_>, who: &Principal, id: RequestId, index: u
     }
 }
 
-/// Where the conversation is now, and how fast it was answered.
-fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, &Relayed), trail: &Trail) {
+/// Where the conversation is now.
+fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, &Relayed)) {
     let Some(usage) = relayed
         .progress
         .usage
@@ -437,11 +440,6 @@ fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, 
         return;
     };
     let deployment = exchange.rules.fleet.get(index);
-    let (decided, first) = (trail.timings.decided_us, trail.timings.first_byte_us);
-    if exchange.request.facts.stream && first > decided && trail.count() == 1 {
-        let whole = exchange.watch.elapsed_us().saturating_sub(decided);
-        deployment.paced(first - decided, whole, usage.output_total());
-    }
     let cached = deployment.cached_prefix(&usage);
     if let Some(conversation) = remembered(exchange.decision, index, cached) {
         let facts = &exchange.request.facts;
@@ -449,5 +447,17 @@ fn remember(exchange: &Exchange<'_>, who: &Principal, (index, relayed): (usize, 
             .gateway
             .memory
             .answered(&who.account, facts, conversation);
+    }
+}
+
+/// How fast the answer came, from its call on: what was waited for before is told apart.
+fn note_speed(exchange: &Exchange<'_>, (index, relayed): (usize, &Relayed), trail: &Trail) {
+    let Some((first, whole)) = trail.since_call() else {
+        return;
+    };
+    let is_whole = relayed.ending == Ending::Completed && exchange.request.facts.stream;
+    if let Some(usage) = relayed.progress.usage.filter(|_| is_whole) {
+        let deployment = exchange.rules.fleet.get(index);
+        deployment.paced(first, whole, usage.output_total());
     }
 }

@@ -7,9 +7,13 @@ use crate::telemetry::Meters;
 use crate::trail::{Ended, Trail};
 use dialect::Progress;
 use exchange::{
-    AttemptOutcome, Facts, Money, RefusalKind, ServiceTier, TokenClass, Unit, Usage, UsageSource,
+    AttemptOutcome, Charge, ChargeLine, Facts, Item, Money, Rate, RefusalKind, ServiceTier, TokenClass, Unit,
+    Usage, UsageSource,
 };
 use ledger::Reservation;
+
+/// The version of the price of what a provider says its answer cost.
+const REPORTED: &str = "reported by the provider";
 
 /// What an exchange came to.
 #[derive(Clone, Copy)]
@@ -30,16 +34,7 @@ pub(crate) fn settle(
     meters: &Meters,
 ) -> Settled {
     let usage = used(&relayed.progress, facts.input_tokens).with_unit(Unit::InputImage, facts.images);
-    // What is billed is the tier that was served; a provider that tells none has at most served the wish.
-    let told = relayed
-        .progress
-        .service_tier
-        .as_deref()
-        .map(ServiceTier::from_wire);
-    let charge = deployment
-        .price
-        .load()
-        .charge(&usage, told.unwrap_or_else(|| facts.asked_tier()));
+    let charge = owed(deployment, facts, &relayed.progress, &usage);
     trail.finished(relayed.outcome, 200, usage, charge);
     let tokens = usage.input_total().saturating_add(usage.output_total());
     deployment.pace.used(tokens);
@@ -65,6 +60,35 @@ pub(crate) fn settle(
     };
     reservation.settle(record);
     settled
+}
+
+/// What is owed: what the provider itself says where it is trusted with that and came to the end, else the price of what
+/// was used.
+fn owed(deployment: &Deployment, facts: &Facts, progress: &Progress, usage: &Usage) -> Charge {
+    // What is billed is the tier that was served; a provider that tells none has at most served the wish.
+    let told = progress.service_tier.as_deref().map(ServiceTier::from_wire);
+    let tier = told.unwrap_or_else(|| facts.asked_tier());
+    let is_trusted = deployment.upstream.settings.reports_cost && progress.complete;
+    match progress.cost_nanodollars.filter(|_| is_trusted) {
+        Some(cost) => reported(cost, tier),
+        None => deployment.price.load().charge(usage, tier),
+    }
+}
+
+/// One line, for the request, so that lines add up to the charge.
+fn reported(nanodollars: i64, tier: ServiceTier) -> Charge {
+    let total = Money::from_nanos(nanodollars);
+    Charge {
+        total,
+        lines: smallvec::smallvec![ChargeLine {
+            item: Item::Units(Unit::Request),
+            quantity: 1,
+            rate: Rate(nanodollars.unsigned_abs().saturating_mul(1000)),
+            amount: total,
+        }],
+        price_version: REPORTED.into(),
+        service_tier: tier,
+    }
 }
 
 /// The provider's own count if it came to its end; else what passed through, with whatever the provider said of the
@@ -103,4 +127,20 @@ pub(crate) fn charge_unanswered(exchange: &Exchange<'_>, trail: &mut Trail) {
     let price = exchange.rules.fleet.get(index).price.load();
     let charge = price.charge(&usage, facts.asked_tier());
     trail.finished(AttemptOutcome::Cancelled, 0, usage, charge);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reported_cost_is_one_line_that_adds_up() {
+        let charge = reported(1_234_567, ServiceTier::default());
+        assert_eq!(charge.total, Money::from_nanos(1_234_567));
+        assert_eq!(
+            charge.lines.iter().map(|line| line.amount).sum::<Money>(),
+            charge.total
+        );
+        assert_eq!(charge.lines[0].rate.price(charge.lines[0].quantity), charge.total);
+    }
 }

@@ -98,6 +98,12 @@ impl Trail {
         }
     }
 
+    /// Microseconds from the last call to the first byte of its answer, and to now; `None`: nothing has come.
+    pub(crate) fn since_call(&self) -> Option<(u64, u64)> {
+        let first = self.timings.first_byte_us.checked_sub(self.began_us)?;
+        Some((first, self.watch.elapsed_us().saturating_sub(self.began_us)))
+    }
+
     /// Where the last attempt went.
     pub(crate) fn last_deployment(&self) -> Option<Arc<str>> {
         self.attempts.last().map(|attempt| attempt.deployment.clone())

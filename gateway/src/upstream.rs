@@ -130,12 +130,13 @@ impl Upstream {
         })
     }
 
-    /// Sends a request and waits for the head of the answer. Dropping the future closes the connection or resets the
+    /// Sends a request and waits up to `patience` for the head of the answer. Dropping the future closes the connection or resets the
     /// stream at once.
     pub(crate) async fn open(
         &self,
         encoded: &Encoded,
         passed_on: &[(&'static str, Bytes)],
+        patience: Duration,
     ) -> Result<Opened, OpenError> {
         let peer = self.peer().await?;
         // A pooled connection may have been closed by the other side; that is found out by using it.
@@ -148,14 +149,14 @@ impl Upstream {
                     };
                     let head = self.head_bytes(&http1.fields, encoded, passed_on);
                     let exchanged = exchange_http1(stream, head, encoded.body.clone());
-                    (timeout(self.settings.first_byte_timeout, exchanged).await, reused)
+                    (timeout(patience, exchanged).await, reused)
                 }
                 Transport::Http2(connector) => {
                     let connected = connector.get_http_session(&*peer).await;
                     let (session, reused) = connected.map_err(OpenError::Connect)?;
                     let head = self.head(encoded, passed_on).map_err(OpenError::Exchange)?;
                     let exchanged = exchange(session, head, encoded.body.clone());
-                    (timeout(self.settings.first_byte_timeout, exchanged).await, reused)
+                    (timeout(patience, exchanged).await, reused)
                 }
             };
             match opened {

@@ -7,7 +7,7 @@ pub(crate) mod fields;
 pub(crate) mod messages;
 pub(crate) mod responses;
 
-use crate::tools::{Format, Piece};
+use crate::tools::{Expected, Piece};
 use engine::engine::{Counts, Finish, Request, Timings, TokenLogprob};
 use serde_json::{Value, json};
 
@@ -52,8 +52,8 @@ pub(crate) struct Ask {
     pub(crate) n: usize,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
-    /// How calls are written, where tools were given.
-    pub(crate) tools: Option<Format>,
+    /// The calls that may come, where tools were given.
+    pub(crate) tools: Option<Expected>,
     /// The stop strings, to tell which one came.
     pub(crate) stop: Vec<String>,
 }

@@ -1,18 +1,20 @@
 //! Speed without a server: prompts of so many tokens, and tokens one by one for one sequence and for several at once; if
-//! asked, beside llama.cpp's `llama-bench` on the same file, in turns.
+//! asked, beside llama.cpp's `llama-bench` on the same file, in turns. With `--clients`, speed with a server.
 
 pub(crate) mod check;
 mod peer;
 mod perplexity;
+mod serving;
 
 use crate::device;
 use clap::{Args, ValueEnum};
 use engine::backend::{BLOCK_TOKENS, Backend, Row};
-use engine::model::{Place, Use, load_on};
+use engine::model::{KvKind, Place, Progress, Use, load_watched};
 use kernels::{Isa, Pool};
 use peer::Peer;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -45,12 +47,22 @@ pub(crate) struct Arguments {
     /// Go without the processor's better instructions.
     #[arg(long)]
     isa: Option<Instructions>,
+    /// How keys and values are kept: f16, bf16, f32 or int8. Left out: as suits the weights.
+    #[arg(long)]
+    kv_cache: Option<KvKind>,
     /// Multiply floats, as a reference for what rounding does.
     #[arg(long)]
     exact: bool,
     /// llama.cpp's `llama-bench`, to be measured in turns.
     #[arg(long)]
     peer: Option<PathBuf>,
+    /// Instead of steps: the server, with so many clients at once who each stream one answer of --generate tokens to a prompt
+    /// of about --prompt tokens.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["synthetic", "perplexity", "peer"])]
+    clients: Vec<usize>,
+    /// llama.cpp's `llama-server`, to be measured in turns.
+    #[arg(long, requires = "clients")]
+    peer_server: Option<PathBuf>,
     /// One line of JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -118,7 +130,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return device::synthetic(name, &arguments.device, then);
     }
     let path = arguments.model.clone().unwrap_or_default();
+    anyhow::ensure!(
+        arguments.prompt > 0 && arguments.generate > 0 && arguments.rounds > 0,
+        "--prompt, --generate and --rounds must be at least 1"
+    );
     let threads = crate::cores(arguments.threads);
+    if !arguments.clients.is_empty() {
+        return serving::run(arguments, &path, threads);
+    }
     let isa = arguments.isa.map_or(Isa::best(), Isa::from).limit();
     let weights = if arguments.exact {
         Use::AsFloats
@@ -126,10 +145,17 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Use::AsStored
     };
     let place = match arguments.device.find(threads)? {
-        Place::Cpu { threads, .. } => Place::Cpu { threads, weights },
+        Place::Cpu { threads, .. } => Place::Cpu {
+            threads,
+            weights,
+            kv: None,
+        },
         card => card,
     };
-    let loaded = load_on(&path, &place)?;
+    let place = place.keeping(arguments.kv_cache).map_err(anyhow::Error::msg)?;
+    let progress = Arc::new(Progress::default());
+    let shown = path.display().to_string();
+    let loaded = crate::progress::told(&shown, &progress, || load_watched(&path, &place, &progress))?;
     let mut backend = loaded.backend;
     anyhow::ensure!(
         backend.info().generates,
@@ -139,10 +165,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(text) = &arguments.perplexity {
         return perplexity::run(&mut *backend, &loaded.tokenizer, text);
     }
-    anyhow::ensure!(
-        arguments.prompt > 0 && arguments.generate > 0 && arguments.rounds > 0,
-        "--prompt, --generate and --rounds must be at least 1"
-    );
     let most = arguments.batch.iter().copied().max().unwrap_or(1).max(1);
     let blocks = |tokens: usize| tokens.div_ceil(BLOCK_TOKENS);
     backend.allocate(blocks(arguments.prompt).max(most * blocks(arguments.generate)))?;

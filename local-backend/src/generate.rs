@@ -8,10 +8,14 @@ use engine::engine::{Counts, Event, SubmitError, Ticket, TokenLogprob};
 use engine::think::Channel;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// Events that may wait for a slow reader; beyond it the reader counts as gone.
 const EVENTS: usize = 4096;
+/// A stream that has nothing to say says so this often: what waits in a queue, reads a long prompt or may become a call is
+/// not to be taken for a connection that is dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// What a generation must know of its server.
 #[derive(Clone)]
@@ -69,7 +73,7 @@ impl Generation {
             _model: model.clone(),
             context,
             n,
-            parsers: (0..count).map(|_| Parser::new(tools)).collect(),
+            parsers: (0..count).map(|_| Parser::new(tools.clone())).collect(),
             ended: vec![None; count],
             begun: false,
         })
@@ -146,7 +150,10 @@ impl Generation {
         if !std::mem::replace(&mut self.begun, true) {
             out.push_str(&writer.begin());
         }
-        let mut next = Some(self.next().await);
+        let mut next = match tokio::time::timeout(KEEP_ALIVE, self.next()).await {
+            Ok(event) => Some(event),
+            Err(_) => return (out + ": still here\n\n", false),
+        };
         while let Some((choice, event)) = next {
             match self.sort(choice, event) {
                 Happened::Pieces(pieces, logprobs) => write(writer, &mut out, choice, (&pieces, &logprobs)),

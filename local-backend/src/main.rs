@@ -7,6 +7,7 @@ mod device;
 mod generate;
 mod metrics;
 mod models;
+mod progress;
 mod registry;
 mod reply;
 mod routes;
@@ -16,6 +17,7 @@ mod tools;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use engine::model::KvKind;
 use settings::{ModelSettings, Settings};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,6 +74,9 @@ struct Serve {
     /// Tokens that the cache of keys and values of each model holds, over all requests; on a card 0 takes what memory is free.
     #[arg(long)]
     kv_tokens: Option<usize>,
+    /// How keys and values are kept: f16, bf16, f32 or int8. Left out: as suits each model's weights.
+    #[arg(long)]
+    kv_cache: Option<KvKind>,
     /// The name to serve the first model under. Left out: the file's stem without its quantization.
     #[arg(long)]
     name: Option<String>,
@@ -96,6 +101,7 @@ impl Serve {
                 path,
                 name: None,
                 kv_tokens: 32_768,
+                kv_cache: None,
                 chat_template_file: None,
                 preload: false,
             });
@@ -109,6 +115,12 @@ impl Serve {
                 .models
                 .iter_mut()
                 .for_each(|model| model.kv_tokens = kv_tokens);
+        }
+        if self.kv_cache.is_some() {
+            settings
+                .models
+                .iter_mut()
+                .for_each(|model| model.kv_cache = self.kv_cache);
         }
         settings.listen = self.listen.unwrap_or(settings.listen);
         settings.threads = self.threads.unwrap_or(settings.threads);

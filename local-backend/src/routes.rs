@@ -230,7 +230,7 @@ impl Service {
         };
         let mut models = Vec::new();
         for listed in &listed {
-            let mut shown = json!({ "id": listed.name, "state": listed.state, "problem": listed.problem });
+            let mut shown = json!({ "id": listed.name, "state": listed.state, "progress": listed.progress, "problem": listed.problem });
             if let Some(model) = &listed.model {
                 let since = model.engine.since_heartbeat();
                 shown["since_heartbeat_ms"] = (since.as_millis() as u64).into();
@@ -299,7 +299,7 @@ fn unknown(method: &Method, path: &str) -> Refusal {
 
 fn entry(listed: &crate::registry::Listed) -> Value {
     let mut entry = json!({ "id": listed.name, "object": "model", "type": "model", "display_name": listed.name,
-        "created": 0, "created_at": "1970-01-01T00:00:00Z", "owned_by": "local", "state": listed.state });
+        "created": 0, "created_at": "1970-01-01T00:00:00Z", "owned_by": "local", "state": listed.state, "progress": listed.progress });
     if let Some(model) = &listed.model {
         entry["context_length"] = model.engine.context_tokens.into();
         entry["architecture"] = model.info.architecture.as_str().into();

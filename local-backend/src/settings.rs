@@ -1,8 +1,8 @@
 //! What the operator says: models, limits, tenants and the price of the machine. A YAML document, and flags over it.
 
 use anyhow::{Context, bail};
-use engine::model::Place;
-use serde::Deserialize;
+use engine::model::{KvKind, Place};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -50,6 +50,9 @@ pub(crate) struct ModelSettings {
     /// Tokens that the cache of keys and values holds, over all requests.
     #[serde(default = "kv_tokens")]
     pub(crate) kv_tokens: usize,
+    /// How they are kept: f16, bf16, f32 or int8. Left out: as suits the weights.
+    #[serde(default, deserialize_with = "kv_cache")]
+    pub(crate) kv_cache: Option<KvKind>,
     /// A template instead of the file's own.
     #[serde(default)]
     pub(crate) chat_template_file: Option<PathBuf>,
@@ -75,6 +78,11 @@ pub(crate) struct TenantSettings {
 
 fn kv_tokens() -> usize {
     32_768
+}
+
+fn kv_cache<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KvKind>, D::Error> {
+    let name = String::deserialize(from)?;
+    name.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 fn one() -> u32 {
@@ -179,6 +187,15 @@ mod tests {
         settings.check().unwrap();
         assert_eq!(settings.tenants["a"].weight, 3);
         assert_eq!(settings.models[0].kv_tokens, 32_768);
+        assert_eq!(settings.models[0].kv_cache, None);
+        let read_kind = |kind: &str| read(&format!("models: [{{path: a.gguf, kv_cache: {kind}}}]"));
+        assert_eq!(read_kind("int8").unwrap().models[0].kv_cache, Some(KvKind::Int8));
+        assert!(
+            read_kind("int4")
+                .unwrap_err()
+                .to_string()
+                .contains("f16, bf16, f32 and int8")
+        );
         let mistake = read("modles: []\n").unwrap_err().to_string();
         assert!(mistake.contains("modles"), "{mistake}");
         assert!(

@@ -1,7 +1,10 @@
 //! Tools: told in the system message where a template cannot tell them, found again in the answer, and, where a call is
 //! demanded, the grammar of one. Owns the formats of calls; refuses to know the APIs that carry them.
 
+mod bare;
+
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -30,6 +33,26 @@ impl Format {
         match self {
             Self::Tagged => (OPEN, Some(CLOSE)),
             Self::Listed => ("[TOOL_CALLS]", None),
+        }
+    }
+}
+
+/// Calls that an answer may hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    pub(crate) format: Format,
+    /// Of the tools that were given.
+    pub(crate) names: Arc<[String]>,
+}
+
+impl Expected {
+    /// `tools` as in chat completions.
+    pub(crate) fn of(tools: &Value, format: Format) -> Self {
+        let tools = tools.as_array().into_iter().flatten();
+        let names = tools.filter_map(|tool| Some(tool["function"]["name"].as_str()?.to_owned()));
+        Self {
+            format,
+            names: names.collect(),
         }
     }
 }
@@ -234,7 +257,9 @@ pub(crate) fn grammar(
 /// Tells tool calls from text as it comes. Without tools everything is text.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
-    format: Option<Format>,
+    expected: Option<Expected>,
+    /// Something was let out, or the answer cannot be a bare call any more.
+    has_begun: bool,
     held: String,
     inside: bool,
     pub(crate) calls: usize,
@@ -255,21 +280,25 @@ pub(crate) enum Piece {
 
 impl Parser {
     /// `None`: no tools were given.
-    pub(crate) fn new(format: Option<Format>) -> Self {
+    pub(crate) fn new(expected: Option<Expected>) -> Self {
         Self {
-            format,
+            expected,
             ..Self::default()
         }
     }
 
     pub(crate) fn push(&mut self, text: &str) -> Vec<Piece> {
         let mut out = Vec::new();
-        let Some(format) = self.format else {
+        let Some(expected) = &self.expected else {
             out.extend((!text.is_empty()).then(|| Piece::Text(text.into())));
             return out;
         };
-        let (open, close) = format.marks();
+        let (open, close) = expected.format.marks();
         self.held.push_str(text);
+        self.has_begun = self.has_begun || !bare::may_be(&self.held, &expected.names);
+        if !self.has_begun {
+            return out;
+        }
         while let Some(mark) = if self.inside { close } else { Some(open) } {
             let Some(at) = self.held.find(mark) else { break };
             let before = self.held[..at].to_owned();
@@ -297,7 +326,13 @@ impl Parser {
     /// The rest; a call that was not closed is one if it reads as one.
     pub(crate) fn finish(&mut self) -> Vec<Piece> {
         let held = std::mem::take(&mut self.held);
-        let open = self.format.unwrap_or_default().marks().0;
+        if let Some(expected) = self.expected.as_ref().filter(|_| !self.has_begun)
+            && let Some(pieces) = bare::read(&held, &expected.names).and_then(|calls| self.named(&calls))
+        {
+            return pieces;
+        }
+        let format = self.expected.as_ref().map(|expected| expected.format);
+        let open = format.unwrap_or_default().marks().0;
         let is_blank = held.trim().is_empty();
         match (self.inside, is_blank && self.calls > 0) {
             (false, true) => Vec::new(),
@@ -316,6 +351,10 @@ impl Parser {
             Value::Array(calls) => calls,
             call => vec![call],
         };
+        self.named(&calls)
+    }
+
+    fn named(&mut self, calls: &[Value]) -> Option<Vec<Piece>> {
         let named: Option<Vec<(String, String)>> = calls
             .iter()
             .map(|call| {
@@ -352,7 +391,8 @@ mod tests {
 
     /// Text and calls of an answer that comes in pieces of `size` bytes.
     fn parse(format: Option<Format>, answer: &str, size: usize) -> (String, Vec<(String, String)>) {
-        let mut parser = Parser::new(format);
+        let names = ["f", "g"].map(String::from).into();
+        let mut parser = Parser::new(format.map(|format| Expected { format, names }));
         let (mut text, mut calls) = (String::new(), Vec::new());
         let chunks: Vec<String> = answer
             .as_bytes()
@@ -418,6 +458,39 @@ mod tests {
         let (text, calls) = parse(Some(Format::Tagged), "<tool_call>{\"name\": \"f\"}", 4);
         assert_eq!((text.as_str(), calls), ("", vec![("f".into(), "{}".into())]));
         assert_eq!(parse(None, "<tool_call>", 4).0, "<tool_call>");
+    }
+
+    #[test]
+    fn an_answer_that_is_a_call_without_marks_is_one_and_others_are_text() {
+        let call = "{\"name\": \"f\", \"arguments\": {\"a\": 1}}";
+        for answer in [
+            call.to_owned(),
+            format!("```json\n{call}\n```"),
+            format!("{{{call}}}"),
+        ] {
+            for size in 1..answer.len() {
+                let (text, calls) = parse(Some(Format::Tagged), &answer, size);
+                assert_eq!(
+                    (text.as_str(), calls),
+                    ("", vec![("f".into(), "{\"a\":1}".into())]),
+                    "{size}"
+                );
+            }
+        }
+        for answer in [
+            "{\"name\": \"f\"",
+            "{\"name\": \"Anna\", \"arguments\": {}}",
+            "```json\n{\"a\": 1}\n```",
+            "So: {\"name\": \"f\", \"arguments\": {}}",
+        ] {
+            for size in 1..answer.len() {
+                assert_eq!(
+                    parse(Some(Format::Tagged), answer, size),
+                    (answer.to_owned(), Vec::new()),
+                    "{size}"
+                );
+            }
+        }
     }
 
     #[test]

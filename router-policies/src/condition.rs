@@ -121,7 +121,7 @@ variables!(TextFact {
     Workflow => "workflow", "the matched or declared workflow, or empty";
     Key => "key", "the name of the key, or empty";
     Task => "task", "the workflow's task family, or empty";
-    Surface => "surface", "`chat_completions` or `messages`";
+    Surface => "surface", "`chat_completions`, `messages`, `embeddings`, `completions` or `responses`";
     Dialect => "dialect", "`openai_chat` or `anthropic`";
     ServiceTier => "service_tier", "as the caller wrote it, or empty";
     Thinking => "thinking", "the caller's own setting, a level or a number, or empty";

@@ -32,7 +32,7 @@ pub use exchange::EstimateSource;
 pub use explain::{explain, trace_table};
 pub use lint::{Finding, Inversion, Inversions, Priced, Report, Severity, Standing, lint};
 pub use policy::{
-    Capability, Deployment, Dollars, LatencyLevel, LatencyRule, NamedModels, Objective, Policy,
+    Capability, Deferral, Deployment, Dollars, LatencyLevel, LatencyRule, NamedModels, Objective, Policy,
     PolicyDocument, Quality, ReferencePrice, Route, Situation, Speed, Spelling, Split, Step, TeamLayer,
     TeamsDocument, ThinBudget, ThinkingAbility, ThinkingRule, ThinkingWish, ValueLevel, ValueRule, Workflow,
 };

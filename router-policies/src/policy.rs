@@ -12,7 +12,7 @@ mod form;
 mod scalars;
 
 pub use form::{
-    Capability, Deployment, LatencyLevel, LatencyRule, NamedModels, Objective, PolicyDocument,
+    Capability, Deferral, Deployment, LatencyLevel, LatencyRule, NamedModels, Objective, PolicyDocument,
     ReferencePrice, Route, Speed, Spelling, Split, TeamLayer, TeamsDocument, ThinBudget, ThinkingAbility,
     ThinkingRule, ValueLevel, ValueRule, Workflow,
 };
@@ -55,6 +55,8 @@ pub struct Policy {
     pub(crate) names: HashMap<Arc<str>, Name>,
     pub(crate) teams: HashMap<Arc<str>, Team>,
     pub(crate) workflow_positions: HashMap<Arc<str>, usize>,
+    /// Looked at for every request, so not worked out for each.
+    pub(crate) defers: bool,
     /// Tokens that thinking is expected to use, by `ThinkingLevel as usize`.
     pub(crate) thinking_tokens: [u64; ThinkingLevel::ALL.len()],
 }
@@ -177,6 +179,20 @@ impl Policy {
         let name = profile.workflow.as_ref().filter(|_| profile.matched)?;
         let position = self.workflow_positions.get(name)?;
         self.document.workflows.get(*position)
+    }
+
+    /// Some requests become jobs without their callers' saying so.
+    pub fn defers(&self) -> bool {
+        self.defers
+    }
+
+    /// How a request of this profile is made a job although its caller did not say so, if it is.
+    pub fn deferral(&self, profile: &Profile) -> Option<Deferral> {
+        if !matches!(profile.latency, LatencyTier::Deferred | LatencyTier::Batch) {
+            return None;
+        }
+        let own = self.workflow(profile).and_then(|workflow| workflow.defer);
+        own.or_else(|| self.document.latency_tiers.get(&profile.latency)?.defer)
     }
 
     pub(crate) fn is_virtual(&self, model: &str) -> bool {

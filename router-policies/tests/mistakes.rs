@@ -96,6 +96,38 @@ fn a_team_may_only_narrow() {
     }
 }
 
+/// What needs an answer soon is not made to wait by a slip of the pen.
+#[test]
+fn only_what_may_wait_is_deferred() {
+    let head = "version: 1\ndeployments: [{id: a, provider: p, model: m, class: frontier}]\n";
+    let wrong = "latency_tiers: {interactive: {defer: {wait_s: 5}}, batch: {defer: {wait_s: 90000}}}\n\
+                 workflows:\n  - {name: w, latency: standard, defer: {wait_s: 0}}\n";
+    let told = Policy::parse(&format!("{head}{wrong}"), "p.yaml").unwrap_err();
+    let told: Vec<String> = told.0.iter().map(ToString::to_string).collect();
+    let expected = [
+        "latency_tiers.interactive.defer",
+        "latency_tiers.batch.defer.wait_s",
+        "workflows[0].defer",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for path in expected {
+        assert!(
+            told.iter().any(|mistake| mistake.contains(path)),
+            "{told:?} lacks {path}"
+        );
+    }
+    let right = "latency_tiers: {batch: {defer: {wait_s: 60}}}\nworkflows:\n  - {name: w, latency: batch, defer: {wait_s: 0}}\n";
+    assert!(
+        Policy::parse(&format!("{head}{right}"), "p.yaml")
+            .unwrap()
+            .defers()
+    );
+    assert!(
+        !Policy::parse(head, "p.yaml").unwrap().defers(),
+        "off unless it is asked for"
+    );
+}
+
 #[test]
 fn broken_yaml_is_one_mistake() {
     let error = Policy::parse("version: 1\ndeployments: [\n", "p.yaml").unwrap_err();

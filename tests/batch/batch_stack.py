@@ -10,7 +10,9 @@ KEY = "tg_a_key_for_the_batch_tests_0123456789"
 # (dialect of the provider, what its items do)
 MODELS = {
     "ob": ["fake-batch300", "fake-batch900-n6", "fake-bexpires-batch300-bpart50", "fake-bfails", "fake-bnever-batch400-bpart50",
-           "fake-batch300-failfirst1", "fake-batch300-400", "fake-batch200-n10-in10"],
+           "fake-batch300-failfirst1", "fake-batch300-400", "fake-batch200-n10-in10",
+           "fake-batch300-n7-in11", "fake-batch8000-bdeaf-n7-in11", "fake-bexpires-batch300-bpart50-n7-in11"],
+    "fx": ["fake-n5-in9-x2", "fake-flexbusy2-n5-in9", "fake-noflex-n5-in9", "fake-flexbusy1000-n5-in9"],
     "ab": ["fake-batch300-x1", "fake-batch300-400-x1", "fake-bnever-batch400-bpart50-x1"],
 }
 
@@ -21,6 +23,7 @@ policy: policy.yaml
 providers:
   ob: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential", batch: openai}}
   ab: {{dialect: anthropic, base_url: "{fake}/v1", credential: "file:credential", batch: anthropic}}
+  fx: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential", flex: true}}
   lo: {{dialect: openai_chat, base_url: "{local}/v1", credential: "file:credential"}}
 accounts:
   acme:
@@ -33,6 +36,7 @@ batch:
   content_key: file:content
   poll_ms: 50
   gather_ms: {gather_ms}
+  flex_again_ms: {flex_again_ms}
   rescue_call_ms: 500
   cancel_ms: 500
   over_budget: {over_budget}
@@ -48,7 +52,7 @@ class Gateway:
         self.folder = folder
         self.processes = []
         self.fake = self.start(BIN / "fake-provider", "listening on ")
-        self.settings = {"budget": "100", "gather_ms": 100, "over_budget": "refuse", "local": self.fake} | settings
+        self.settings = {"budget": "100", "gather_ms": 100, "flex_again_ms": 30000, "over_budget": "refuse", "local": self.fake} | settings
         (folder / "credential").write_text("sk-fake-credential")
         (folder / "content").write_text("a content key of some length")
         lines = ["version: 1", "deployments:"]
@@ -58,11 +62,15 @@ class Gateway:
                 lines.append(f"  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 100}}")
                 entry = f"  - {{provider: {provider}, model: {model}, "
                 prices.append(entry + 'input_per_mtok: "1000", output_per_mtok: "2000"}')
+                prices.append(entry + 'service_tier: flex, input_per_mtok: "500", output_per_mtok: "1000"}')
                 prices.append(entry + 'service_tier: batch, input_per_mtok: "500", output_per_mtok: "1000"}')
         lines += ["  - {id: local, provider: lo, model: smollm2-135m-instruct, class: local}"]
         prices.append('  - {model: smollm2-135m-instruct, input_per_mtok: "0.1", output_per_mtok: "0.1"}')
         lines += ["routes:", "  - {name: all, prefer: [fake-batch300]}", "workflows:",
-                  "  - {name: nightly, owner: one, value: low, latency: batch, value_per_success: \"1\"}"]
+                  "  - {name: nightly, owner: one, value: low, latency: batch, value_per_success: \"1\"}",
+                  "  - {name: patient, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 30}}",
+                  "  - {name: hurried, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 1}}",
+                  "  - {name: posted, owner: one, value: low, latency: deferred, value_per_success: \"1\", defer: {wait_s: 0}}"]
         (folder / "policy.yaml").write_text("\n".join(lines) + "\n")
         digest = hashlib.sha256(KEY.encode()).hexdigest()
         config = CONFIG.format(fake=self.fake, hash=digest, prices="\n".join(prices), **self.settings)

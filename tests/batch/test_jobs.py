@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import sqlite3
 import subprocess
 import threading
 import time
@@ -94,7 +95,7 @@ def test_a_webhook_is_signed_and_tried_again(gateway):
 
 
 @pytest.mark.parametrize("body, problem", [
-    (ask(endpoint="/v1/embeddings"), "cannot be a job"),
+    (ask(endpoint="/v1/moderations"), "cannot be a job"),
     (ask(completion_window="9d"), "completion_window"),
     (ask("nobody-s-model"), "nobody-s-model"),
     ({"nothing": 1}, "that is no job"),
@@ -125,11 +126,55 @@ def test_a_local_model_is_a_target_of_its_own(gateway):
     assert (done["status"], done["way"]) == ("succeeded", "local")
 
 
-def test_operators_see_and_cancel(gateway):
+def cli_of(gateway):
     def cli(*arguments):
         run = subprocess.run([BIN / "tollgate", *arguments, "--url", gateway.admin], capture_output=True, text=True)
         return run.stdout + run.stderr
 
+    return cli
+
+
+def test_the_audit_tells_how_long_answers_lay_before_they_were_read(own_gateway):
+    gateway = own_gateway()
+    _, job = call(gateway, "POST", "/v1/jobs", ask())
+    read = f"SELECT read_us > 0, ended_us > 0 FROM jobs WHERE id = '{job['id']}'"
+    until(lambda: gateway.rows(read) == [(0, 1)], 30)
+    assert "first_read" not in cli_of(gateway)("audit", "batch")
+    # As if it had been answered an hour ago.
+    database = sqlite3.connect(gateway.folder / "tollgate.db", timeout=30)
+    with database:
+        database.execute("UPDATE job_items SET ended_us = ended_us - 3600000000")
+    database.close()
+    assert call(gateway, "GET", f"/v1/jobs/{job['id']}")[1]["status"] == "succeeded"
+    assert until(lambda: gateway.rows(read) == [(1, 1)], 5)
+    first = gateway.rows("SELECT read_us FROM jobs")
+    call(gateway, "GET", f"/v1/jobs/{job['id']}")
+    assert gateway.rows("SELECT read_us FROM jobs") == first, "only the first time counts"
+    row = json.load(urllib.request.urlopen(gateway.admin + "/admin/v1/audit/batch"))["data"][0]
+    assert (row["evidence"], row["account"], row["requests"]) == ("first_read", "acme/one", 1)
+    assert 3_590_000 < row["first_read_ms"] < 3_700_000
+    assert "first_read" in cli_of(gateway)("audit", "batch", "--since", "30d")
+
+
+def test_the_audit_tells_what_could_have_waited(own_gateway):
+    """Declared by its tier, or shown by its hours; with what it would have cost less and how long it would have taken."""
+    gateway = own_gateway()
+    body = ask()["body"] | {"max_tokens": 10}
+    for _ in range(3):
+        assert call(gateway, "POST", "/v1/chat/completions", body, x_tollgate_workflow="nightly")[0] == 200
+    _, job = call(gateway, "POST", "/v1/jobs", ask())
+    assert call(gateway, "GET", f"/v1/jobs/{job['id']}", prefer="wait=30")[1]["way"] == "batch"
+    until(lambda: gateway.rows("SELECT count(*) FROM requests WHERE origin = 'live'") == [(3,)])
+    rows = json.load(urllib.request.urlopen(gateway.admin + "/admin/v1/audit/batch"))
+    charged = gateway.rows("SELECT sum(charge) FROM requests WHERE origin = 'live'")[0][0]
+    row = next(row for row in rows["data"] if row["evidence"] == "declared")
+    assert row["requests"] == 3 and float(row["charge_dollars"]) == charged / 1e9
+    assert float(row["left_dollars"]) == pytest.approx(charged / 2e9, rel=1e-6), "a batch is half the price"
+    assert row["batch_ms"] >= 300 > row["latency_ms"]
+
+
+def test_operators_see_and_cancel(gateway):
+    cli = cli_of(gateway)
     _, job = call(gateway, "POST", "/v1/jobs", ask("fake-bnever-batch400-bpart50"))
     assert job["id"] in cli("jobs", "list")
     assert "is running" in cli("jobs", "show", job["id"])

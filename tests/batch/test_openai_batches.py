@@ -149,7 +149,7 @@ def test_cancel_keeps_what_finished_and_reaches_the_provider(client, gateway):
     ([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "fake-batch300"}}], "line 1"),
     (lines("fake-batch300", 1) + lines("nobody-s-model", 1), "line 2"),
     (lines("fake-batch300", 1) * 2, "used twice"),
-    ([{**lines("fake-batch300", 1)[0], "url": "/v1/embeddings"}], "cannot be batched"),
+    ([{**lines("fake-batch300", 1)[0], "url": "/v1/moderations"}], "line 1.*cannot be batched"),
     (lines("fake-batch300", 1, stream=True), "stream"),
 ])
 def test_mistakes_are_told_by_line(client, requests, problem):

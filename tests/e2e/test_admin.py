@@ -32,7 +32,7 @@ providers:
 accounts:
   acme:
     budgets: [{{limit_dollars: "100", per: month}}]
-    teams: {{search: {{}}, sales: {{}}}}
+    teams: {{search: {{}}, sales: {{}}, slow: {{rate_limits: {{requests_per_minute: 1000}}}}}}
 unpriced_ceiling_dollars: "0.01"
 {more}
 """
@@ -248,6 +248,40 @@ def test_a_budget_made_at_run_time_is_enforced_increased_and_retired(office):
     assert "acme month" in office.cli("budgets", "retire", "acme month", fails=True)
     trail = office.cli("audit", "--account", "acme/thrift")
     assert [entry["after"] is None for entry in trail if entry["subject"].startswith("budget")] == [True, False, False, False, False]
+
+
+def test_limits_made_at_run_time_hold_and_survive(office):
+    secret = office.cli("keys", "create", "paced", "--account", "acme/search", "--requests-per-minute", "2")["secret"]
+    assert office.ask(secret) is None and office.ask(secret) is None
+    refused = office.ask(secret)
+    assert isinstance(refused, openai.RateLimitError) and "acme/search/-/paced" in str(refused)
+    assert refused.response.headers["x-ratelimit-limit-requests"] == "2" and int(refused.response.headers["retry-after"]) >= 1
+    key, = [key for key in office.cli("keys", "list", "--account", "acme/search") if key["name"] == "paced"]
+    assert key["rate_limits"] == {"requests_per_minute": 2}
+    changed, = office.cli("keys", "change", key["id"], "--requests-per-minute", "none", "--concurrency", "5")
+    assert changed["rate_limits"] == {"concurrency": 5} and office.ask(secret) is None
+
+    # A team's limit holds for all its keys together; the one of a configuration goes before.
+    one, _ = office.make_key("one", "acme/sales")
+    two, _ = office.make_key("two", "acme/sales")
+    shown, = office.cli("teams", "change", "acme/sales", "--requests-per-minute", "2", "--reason", "a campaign")
+    assert shown["rate_limits"] == {"requests_per_minute": 2}
+    assert office.ask(one) is None and office.ask(two) is None
+    assert isinstance(office.ask(one), openai.RateLimitError) and isinstance(office.ask(two), openai.RateLimitError)
+    assert office.cli("audit", "--account", "acme/sales")[0]["after"]["rate_limits"]["requests_per_minute"] == 2
+    office.gateway.stop()
+    office.start()
+    assert office.call("GET", "/admin/v1/accounts/acme%2Fsales")[1]["rate_limits"] == {"requests_per_minute": 2}
+    assert office.ask(one) is None and office.ask(two) is None
+    assert isinstance(office.ask(one), openai.RateLimitError), "the limit is there after a restart, with a fresh minute"
+    office.cli("teams", "change", "acme/sales", "--requests-per-minute", "none")
+    assert office.ask(one) is None
+
+    status, problem, _ = office.call("PATCH", "/admin/v1/accounts/acme%2Fslow", {"rate_limits": {"requests_per_minute": 3}})
+    assert (status, problem["code"]) == (409, "declared_by_configuration"), problem
+    status, problem, _ = office.call("PATCH", "/admin/v1/accounts/acme%2Fsales", {"rate_limits": {"concurrency": 0}})
+    assert status == 400 and "0 lets nothing through" in problem["detail"], problem
+    assert "`none`" in office.cli("teams", "change", "acme/sales", "--concurrency", "few", fails=True)
 
 
 def test_a_retry_is_answered_as_the_first_was(office):

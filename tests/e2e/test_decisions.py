@@ -44,6 +44,7 @@ thinking:
   - {name: earn-it, when: {workflow: "*"}, level: by_gain, at_most: high}
 floors: {high: [frontier]}
 routes:
+  - {name: gold, when: {label: {x-customer: gold}}, pin: frontier}
   - {name: all}
 """
 
@@ -51,6 +52,7 @@ CONFIG = """
 listen: [{{address: "127.0.0.1:0"}}]
 admin: {{address: "127.0.0.1:0"}}
 records: records.jsonl
+label_headers: [X-Customer]
 providers:
   oa: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential"}}
 accounts:
@@ -127,6 +129,12 @@ def test_a_thin_budget_moves_the_cheap_work_and_not_the_valuable(desk):
 def test_thinking_is_off_for_an_extraction_and_on_for_a_proof(desk):
     assert desk.ask("contracts")["thinking"] == "none; by_gain"
     assert desk.ask("proofs")["thinking"] == "high; by_gain"
+
+
+def test_a_listed_header_is_a_label_and_a_body_cannot_claim_it(desk):
+    assert desk.ask("hints", headers={"X-Customer": "gold"})["deployment"] == "frontier"
+    assert desk.ask("hints", headers={"X-Customer": "lead"})["deployment"] == "mid"
+    assert desk.ask("hints", metadata={"x-customer": "gold"})["deployment"] == "mid"
 
 
 def test_an_effort_that_the_model_does_not_know_is_mapped_and_told(desk):

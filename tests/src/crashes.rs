@@ -20,16 +20,41 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const KEY: &str = "tg_a_key_for_the_crash_tests_0123456789";
-/// What items do: plain ones; ones that fail once; ones half of whose batch expires.
-const MODELS: [&str; 3] = [
+/// What items do at OpenAI: plain ones; ones that fail once; ones half of whose batch expires.
+const OPENAI: [&str; 3] = [
     "fake-batch200",
     "fake-batch200-failfirst1-x1",
     "fake-batch200-bexpires-bpart50-x2",
+];
+/// The same at Anthropic.
+const ANTHROPIC: [&str; 3] = [
+    "fake-batch200-x3",
+    "fake-batch200-failfirst1-x4",
+    "fake-batch200-bexpires-bpart50-x5",
 ];
 /// Nano-dollars for a token in and out, in a batch; at once it is twice that.
 const BATCH_NANOS: (i64, i64) = (500, 1000);
 /// After the last kill, everything ends within this.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Whose batches are carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Provider {
+    Openai,
+    Anthropic,
+    Mixed,
+}
+
+impl Provider {
+    /// Kinds of batches, by the models of their items.
+    fn kinds(self) -> &'static [[&'static str; 3]] {
+        match self {
+            Self::Openai => &[OPENAI],
+            Self::Anthropic => &[ANTHROPIC],
+            Self::Mixed => &[OPENAI, ANTHROPIC],
+        }
+    }
+}
 
 /// How hard to try.
 pub struct Plan {
@@ -38,6 +63,7 @@ pub struct Plan {
     pub seed: u64,
     pub binary: PathBuf,
     pub postgres: bool,
+    pub provider: Provider,
 }
 
 /// Where the store is.
@@ -165,7 +191,12 @@ pub fn run(plan: &Plan) -> String {
     let stop = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..3)
         .map(|number| {
-            let caller = Caller::new(up.clone(), stop.clone(), plan.seed.wrapping_mul(31) + number);
+            let kinds = plan.provider.kinds();
+            let caller = Caller::new(
+                (up.clone(), stop.clone()),
+                kinds,
+                plan.seed.wrapping_mul(31) + number,
+            );
             std::thread::spawn(move || caller.run())
         })
         .collect();
@@ -231,23 +262,24 @@ fn prepare(folder: &Path, number: usize, (fake, database): (&str, &str)) -> Node
     let folder = folder.join(format!("node{number}"));
     std::fs::create_dir_all(&folder).unwrap();
     let (mut deployments, mut prices) = (String::new(), String::new());
-    for model in MODELS {
+    let own = |provider, models: [&'static str; 3]| models.map(|model| (provider, model));
+    for (provider, model) in own("ob", OPENAI).into_iter().chain(own("ab", ANTHROPIC)) {
         let _ = writeln!(
             deployments,
-            "  - {{id: {model}, provider: ob, model: {model}, class: cheap, max_output_tokens: 50}}"
+            "  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 50}}"
         );
         let _ = writeln!(
             prices,
-            "  - {{provider: ob, model: {model}, input_per_mtok: \"1\", output_per_mtok: \"2\"}}"
+            "  - {{provider: {provider}, model: {model}, input_per_mtok: \"1\", output_per_mtok: \"2\"}}"
         );
         let _ = writeln!(
             prices,
-            "  - {{provider: ob, model: {model}, service_tier: batch, input_per_mtok: \"0.5\", output_per_mtok: \"1\"}}"
+            "  - {{provider: {provider}, model: {model}, service_tier: batch, input_per_mtok: \"0.5\", output_per_mtok: \"1\"}}"
         );
     }
     let policy = format!(
         "version: 1\ndeployments:\n{deployments}routes:\n  - {{name: all, prefer: [{}]}}\n",
-        MODELS[0]
+        OPENAI[0]
     );
     let hash = sha256_hex(KEY.as_bytes());
     let config = format!(
@@ -257,6 +289,7 @@ store: {{{database}journal: journal}}
 log: {{filter: "warn,tollgate=info"}}
 providers:
   ob: {{dialect: openai_chat, base_url: "{fake}", credential: "file:credential", batch: openai}}
+  ab: {{dialect: anthropic, base_url: "{fake}", credential: "file:credential", batch: anthropic}}
 accounts:
   acme:
     budgets: [{{limit_dollars: "1000", per: total}}]

@@ -13,6 +13,7 @@
     reason = "test support: a broken harness should stop the test, and its tasks die with their runtime"
 )]
 
+pub mod background;
 pub mod batchday;
 pub mod certs;
 pub mod crashes;

@@ -1,6 +1,6 @@
 //! Organisations, teams and workflows.
 
-use super::form::{Moment, Nothing, Page, PageQuery, Path, one_more, rows};
+use super::form::{Moment, NewRateLimits, Nothing, Page, PageQuery, Path, RateLimits, one_more, rows};
 use super::problem::Problem;
 use super::route::{Answer, Call};
 use exchange::AccountPath;
@@ -19,6 +19,8 @@ pub(super) struct AccountView {
     title: String,
     /// No key under it is accepted.
     disabled: bool,
+    /// Of all requests under it together, as they are in force at the gateway that answers.
+    rate_limits: RateLimits,
     /// `config`: declared by a configuration file. `api`: made here.
     source: &'static str,
     created_at: Moment,
@@ -32,6 +34,9 @@ pub(super) struct NewAccount {
     /// For people.
     #[serde(default)]
     title: String,
+    /// Of all requests under it together.
+    #[serde(default)]
+    rate_limits: RateLimits,
     /// For the audit trail.
     #[serde(default)]
     reason: Option<String>,
@@ -44,11 +49,12 @@ pub(super) struct Wanted {
     title: Option<String>,
     /// True: no key under it is accepted.
     disabled: Option<bool>,
+    rate_limits: NewRateLimits,
     /// For the audit trail.
     reason: Option<String>,
 }
 
-fn view(account: Account) -> AccountView {
+fn view(call: &Call, account: Account) -> AccountView {
     let level = match (&account.path.team, &account.path.workflow) {
         (_, Some(_)) => "workflow",
         (Some(_), None) => "team",
@@ -58,6 +64,7 @@ fn view(account: Account) -> AccountView {
         level,
         title: account.title,
         disabled: account.disabled,
+        rate_limits: RateLimits::of(call, &account.path, account.rates),
         source: account.source.as_str(),
         created_at: Moment(account.created_us),
         account: Path(account.path),
@@ -81,12 +88,14 @@ pub(super) async fn list(call: Call, query: PageQuery) -> Answer<Page<AccountVie
         .ledger()
         .accounts(&within, after.as_ref(), one_more(rows))
         .await?;
-    Ok(Page::of(found, rows, |account| account.path.to_string(), view))
+    let cursor = |account: &Account| account.path.to_string();
+    Ok(Page::of(found, rows, cursor, |account| view(&call, account)))
 }
 
 pub(super) async fn read(call: Call, _: Nothing) -> Answer<AccountView> {
     let path = named(&call)?;
-    Ok(view(call.ledger().account(&path).await?))
+    let found = call.ledger().account(&path).await?;
+    Ok(view(&call, found))
 }
 
 pub(super) async fn create(call: Call, new: NewAccount) -> Answer<AccountView> {
@@ -97,9 +106,13 @@ pub(super) async fn create(call: Call, new: NewAccount) -> Answer<AccountView> {
     call.who.must_be_above(path)?;
     let made = call
         .ledger()
-        .create_account((path, &new.title), call.change(&new.reason))
+        .create_account(
+            (path, &new.title, new.rate_limits.rates()?),
+            call.change(&new.reason),
+        )
         .await?;
-    Ok(view(made))
+    call.gateway.limits.adopt(&call.ledger().rates());
+    Ok(view(&call, made))
 }
 
 pub(super) async fn change(call: Call, wanted: Wanted) -> Answer<AccountView> {
@@ -108,10 +121,12 @@ pub(super) async fn change(call: Call, wanted: Wanted) -> Answer<AccountView> {
     let change = AccountChange {
         title: wanted.title,
         disabled: wanted.disabled,
+        rates: wanted.rate_limits.change(&call, &path)?,
     };
     let changed = call
         .ledger()
         .change_account(&path, change, call.change(&wanted.reason))
         .await?;
-    Ok(view(changed))
+    call.gateway.limits.adopt(&call.ledger().rates());
+    Ok(view(&call, changed))
 }

@@ -135,6 +135,9 @@ pub(super) async fn rescue(call: Call, _: Nothing) -> Answer<JobView> {
     read(call, Nothing {}).await
 }
 
+/// Answers that lie for so long before they are read could have waited as long.
+const LAY_US: i64 = 600_000_000;
+
 /// Work that ran at once and could have waited.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct WaitableView {
@@ -142,6 +145,7 @@ pub(super) struct WaitableView {
     provider: String,
     model: String,
     /// `declared`: its latency tier says so. `schedule`: it comes in few hours of the day, and is not streamed.
+    /// `first_read`: a job's answers lay for long before anybody read them.
     evidence: &'static str,
     requests: i64,
     charge_dollars: String,
@@ -151,6 +155,8 @@ pub(super) struct WaitableView {
     latency_ms: i64,
     /// How long a batch of this model takes, where any has been seen.
     batch_ms: Option<i64>,
+    /// How long answers lay before they were first read, on average; known of jobs only.
+    first_read_ms: Option<i64>,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -171,10 +177,8 @@ pub(super) async fn audit(call: Call, query: AuditQuery) -> Answer<AuditView> {
             continue;
         }
         total = total.plus(left);
-        let parts = [&one.org, &one.team, &one.workflow]
-            .map(|part| if part.is_empty() { "-" } else { part.as_str() });
         data.push(WaitableView {
-            account: parts.join("/").trim_end_matches("/-").to_owned(),
+            account: path([&one.org, &one.team, &one.workflow]),
             evidence: if matches!(one.latency.as_str(), "deferred" | "batch") {
                 "declared"
             } else {
@@ -185,6 +189,25 @@ pub(super) async fn audit(call: Call, query: AuditQuery) -> Answer<AuditView> {
             left_dollars: dollars(left),
             latency_ms: one.latency_us / 1000,
             batch_ms: one.batch_us.map(|us| us / 1000),
+            first_read_ms: None,
+            provider: one.provider,
+            model: one.model,
+        });
+    }
+    for one in call.gateway.batch.jobs.first_reads(days * DAY_US).await? {
+        if one.lay_us < LAY_US {
+            continue;
+        }
+        total = total.plus(one.left);
+        data.push(WaitableView {
+            account: path([&one.org, &one.team, &one.workflow]),
+            evidence: "first_read",
+            requests: one.items,
+            charge_dollars: dollars(one.charge),
+            left_dollars: dollars(one.left),
+            latency_ms: one.answer_us / 1000,
+            batch_ms: None,
+            first_read_ms: Some(one.lay_us / 1000),
             provider: one.provider,
             model: one.model,
         });
@@ -194,6 +217,11 @@ pub(super) async fn audit(call: Call, query: AuditQuery) -> Answer<AuditView> {
         left_dollars: dollars(total),
         data,
     })
+}
+
+fn path(parts: [&str; 3]) -> String {
+    let shown = parts.map(|part| if part.is_empty() { "-" } else { part });
+    shown.join("/").trim_end_matches("/-").to_owned()
 }
 
 /// By the prices in force: the part of the charge that the batch tier takes off.

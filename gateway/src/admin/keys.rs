@@ -1,6 +1,8 @@
 //! Keys of callers and of administrators.
 
-use super::form::{Moment, Nothing, Page, PageQuery, Path, Why, one_more, rows};
+use super::form::{
+    Moment, NewRateLimits, Nothing, Page, PageQuery, Path, RateLimits, Why, given, one_more, rows,
+};
 use super::problem::Problem;
 use super::route::{Answer, Call};
 use crate::clock;
@@ -8,7 +10,7 @@ use crate::config;
 use exchange::{AccountPath, BackendClass, Grants, KeyHash, is_account_name};
 use ledger::{KeyChange, Role, StoredKey, StoredSecret, parse_network};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// How long an old secret works where nobody says.
@@ -68,6 +70,7 @@ pub(super) struct KeyView {
     created_at: Moment,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<Moment>,
+    rate_limits: RateLimits,
     disabled: bool,
     /// For good.
     revoked: bool,
@@ -122,6 +125,8 @@ pub(super) struct NewKey {
     /// Left out: never.
     #[serde(default)]
     expires_at: Option<Moment>,
+    #[serde(default)]
+    rate_limits: RateLimits,
     /// For the audit trail.
     #[serde(default)]
     reason: Option<String>,
@@ -139,14 +144,10 @@ pub(super) struct Wanted {
     #[serde(deserialize_with = "given")]
     #[schemars(with = "Option<Moment>")]
     expires_at: Option<Option<Moment>>,
+    rate_limits: NewRateLimits,
     disabled: Option<bool>,
     /// For the audit trail.
     reason: Option<String>,
-}
-
-/// What is there, even if it is `null`.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Moment>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 /// How a key gets another secret.
@@ -160,7 +161,7 @@ pub(super) struct Rotation {
     reason: Option<String>,
 }
 
-fn view(key: StoredKey) -> KeyView {
+fn view(call: &Call, key: StoredKey) -> KeyView {
     let secrets = key.secrets.into_iter().map(|secret| SecretView {
         hint: secret.hint,
         created_at: Moment(secret.created_us),
@@ -176,6 +177,7 @@ fn view(key: StoredKey) -> KeyView {
         networks: key.networks.iter().map(ToString::to_string).collect(),
         created_at: Moment(key.created_us),
         expires_at: key.expires_us.map(Moment),
+        rate_limits: RateLimits::of(call, &key.account, key.rates),
         disabled: key.disabled,
         revoked: key.revoked,
         source: key.source.as_str(),
@@ -249,11 +251,13 @@ pub(super) async fn list(call: Call, query: PageQuery) -> Answer<Page<KeyView>> 
         .ledger()
         .keys(&within, query.cursor(), one_more(rows))
         .await?;
-    Ok(Page::of(found, rows, |key| key.id.to_string(), view))
+    let cursor = |key: &StoredKey| key.id.to_string();
+    Ok(Page::of(found, rows, cursor, |key| view(&call, key)))
 }
 
 pub(super) async fn read(call: Call, _: Nothing) -> Answer<KeyView> {
-    found(&call).await.map(view)
+    let key = found(&call).await?;
+    Ok(view(&call, key))
 }
 
 pub(super) async fn create(call: Call, new: NewKey) -> Answer<Made> {
@@ -313,14 +317,16 @@ pub(super) async fn create(call: Call, new: NewKey) -> Answer<Made> {
         created_us: call.now_us,
         expires_us: in_the_future(new.expires_at, call.now_us)?,
         disabled: false,
+        rates: new.rate_limits.rates()?,
         revoked: false,
         source: ledger::Source::Api,
         secrets: vec![kept],
     };
     let made = call.ledger().create_key(key, call.change(&new.reason)).await?;
+    call.gateway.limits.adopt(&call.ledger().rates());
     Ok(Made {
         secret,
-        key: view(made),
+        key: view(&call, made),
     })
 }
 
@@ -336,12 +342,14 @@ pub(super) async fn change(call: Call, wanted: Wanted) -> Answer<KeyView> {
         networks: wanted.networks.as_deref().map(networks).transpose()?,
         expires_us,
         disabled: wanted.disabled,
+        rates: wanted.rate_limits.change(&call, &key.account)?,
     };
     let changed = call
         .ledger()
         .change_key(&key.id, change, call.change(&wanted.reason))
         .await?;
-    Ok(view(changed))
+    call.gateway.limits.adopt(&call.ledger().rates());
+    Ok(view(&call, changed))
 }
 
 pub(super) async fn revoke(call: Call, why: Why) -> Answer<()> {
@@ -369,6 +377,6 @@ pub(super) async fn rotate(call: Call, rotation: Rotation) -> Answer<Made> {
         .await?;
     Ok(Made {
         secret,
-        key: view(rotated),
+        key: view(&call, rotated),
     })
 }

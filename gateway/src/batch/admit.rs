@@ -8,7 +8,8 @@ use ::batch::{Offer, Way, choose};
 use bytes::Bytes;
 use dialect::Request;
 use exchange::{
-    BackendClass, Dialect, Envelope, Money, Refusal, RefusalKind, ServiceTier, TokenClass, Usage, UsageSource,
+    BackendClass, Dialect, Envelope, Money, Refusal, RefusalKind, ServiceTier, Surface, TokenClass, Usage,
+    UsageSource,
 };
 use ledger::{NewItem, Principal};
 use std::sync::Arc;
@@ -26,16 +27,16 @@ pub(super) struct Admitted {
     pub(super) index: usize,
 }
 
-/// Reads a body and lets the policy rule.
+/// Reads a body and lets the policy rule. `workflow`: whose work it was said to be.
 ///
 /// # Errors
 /// It is no request, or nobody may serve it.
 pub(super) fn admit(
     gateway: &Gateway,
     who: &Principal,
-    (dialect, body): (Dialect, Bytes),
+    (surface, body, workflow): (Surface, Bytes, Option<&str>),
 ) -> Result<Admitted, Refusal> {
-    let request = dialect::read_request(dialect, body).map_err(|error| {
+    let mut request = dialect::read_surface(surface, body).map_err(|error| {
         let refusal = Refusal::new(RefusalKind::InvalidRequest, error.message);
         match error.param {
             Some(param) => refusal.param(param),
@@ -47,6 +48,7 @@ pub(super) fn admit(
             Refusal::new(RefusalKind::InvalidRequest, "`stream` makes no sense in a batch").param("stream"),
         );
     }
+    request.facts.workflow = workflow.map(Into::into);
     let rules = gateway.rules.now();
     let mut offers = rules.fleet.offers(&request.facts);
     // What is down or full now need not be when it comes to this item.
@@ -63,6 +65,15 @@ pub(super) fn admit(
     let ruled = rule((&rules, gateway), (who, &request), &mut offers, envelope, moment)
         .map_err(|unruled| unruled.refusal)?;
     let index = ruled.decision.plan.first().index;
+    let dialect = rules.fleet.get(index).upstream.settings.dialect;
+    if surface.is_plain() && dialect != Dialect::OpenaiChat {
+        let message = format!(
+            "`{}` is served by a provider that speaks {dialect} and has no {}",
+            ruled.decision.plan.first().deployment,
+            surface.endpoint()
+        );
+        return Err(Refusal::new(RefusalKind::InvalidRequest, message).param("model"));
+    }
     Ok(Admitted {
         request,
         ruled,
@@ -148,7 +159,7 @@ pub(super) fn item(
         number,
         custom_id,
         way: way.as_str(),
-        pool: format!("{}/{}", candidate.provider, candidate.deployment),
+        pool: pool(&candidate.provider, &candidate.deployment, request.facts.surface),
         provider: candidate.provider.clone(),
         deployment: candidate.deployment.clone(),
         model: candidate.model.clone(),
@@ -163,6 +174,24 @@ pub(super) fn item(
         },
         input: Some(input),
     })
+}
+
+/// Where an item waits for company: a provider's batch is of one deployment and one endpoint. Chat completions and
+/// messages wait together, since each is put into the provider's own dialect.
+fn pool(provider: &str, deployment: &str, surface: Surface) -> String {
+    let endpoint = if surface.is_plain() {
+        surface.endpoint()
+    } else {
+        ""
+    };
+    format!("{provider}/{deployment}{endpoint}")
+}
+
+/// The endpoint at the provider of what waits in a pool.
+pub(super) fn pool_endpoint(name: &str, (provider, deployment): (&str, &str)) -> &'static str {
+    let mut plain = Surface::ALL.iter().filter(|one| one.is_plain());
+    let found = plain.find(|one| pool(provider, deployment, **one) == name);
+    found.unwrap_or(&Surface::ChatCompletions).endpoint()
 }
 
 /// Whoever holds the key that made a job, if it is still good: rotated since, it is.

@@ -3,7 +3,7 @@
 use super::take::{Taking, blank, fresh, start};
 use super::{Reply, Visit, results, store_error};
 use bytes::{Bytes, BytesMut};
-use exchange::{Dialect, Refusal, RefusalKind};
+use exchange::{Refusal, RefusalKind, Surface};
 use ledger::{Job, JobKind};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -33,9 +33,8 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
         return Ok(Reply::Written);
     }
     let desk = visit.desk.clone();
-    let mut job = blank(&desk, (fresh("msgbatch_"), JobKind::Messages), Dialect::Anthropic);
-    job.endpoint = "/v1/messages".into();
-    let mut taking = Taking::begin(&desk, job, Dialect::Anthropic).await?;
+    let job = blank(&desk, (fresh("msgbatch_"), JobKind::Messages), Surface::Messages);
+    let mut taking = Taking::begin(&desk, job, Surface::Messages).await?;
     match receive(visit, &mut taking).await {
         Ok(true) => {}
         Ok(false) => {

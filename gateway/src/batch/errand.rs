@@ -5,12 +5,14 @@ use crate::gateway::Gateway;
 use crate::settle::Settled;
 use crate::upstream::exchange_http1;
 use bytes::Bytes;
-use exchange::{Dialect, RequestId};
+use exchange::{RequestId, Surface};
 use ledger::Principal;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::duplex;
+use tokio::time::timeout;
 
 /// What the pipes between the two ends hold.
 const PIPE_BYTES: usize = 64 << 10;
@@ -18,9 +20,13 @@ const PIPE_BYTES: usize = 64 << 10;
 /// A call to make.
 pub(super) struct Call {
     pub(super) who: Arc<Principal>,
-    pub(super) dialect: Dialect,
+    pub(super) surface: Surface,
     pub(super) body: Bytes,
     pub(super) background: bool,
+    /// Longer than this it is not waited for; the provider is then stopped.
+    pub(super) patience: Duration,
+    /// As its job was declared.
+    pub(super) workflow: Option<Arc<str>>,
 }
 
 /// What came of it.
@@ -38,13 +44,12 @@ pub(super) struct Answered {
 /// Calls the pipeline on a job's behalf.
 pub(super) async fn call(gateway: &Arc<Gateway>, call: Call) -> Answered {
     let (ours, theirs) = duplex(PIPE_BYTES);
-    let path = match call.dialect {
-        Dialect::Anthropic => "/v1/messages",
-        _ => "/v1/chat/completions",
-    };
+    let path = call.surface.endpoint();
     let length = call.body.len();
+    let workflow = call.workflow.as_ref();
+    let workflow = workflow.map_or_else(String::new, |name| format!("x-tollgate-workflow: {name}\r\n"));
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: job\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nhost: job\r\ncontent-type: application/json\r\n{workflow}content-length: {length}\r\n\r\n"
     );
     let errand = Errand {
         who: call.who,
@@ -53,9 +58,12 @@ pub(super) async fn call(gateway: &Arc<Gateway>, call: Call) -> Answered {
         request: None,
     };
     let served = serve(gateway, Box::new(theirs), errand);
-    let asked = ask(Box::new(ours), head.into_bytes(), call.body);
+    // Whoever stops waiting hangs up, and the pipeline sees to the rest as for any caller.
+    let asked = timeout(call.patience, ask(Box::new(ours), head.into_bytes(), call.body));
     let (errand, answer) = tokio::join!(served, asked);
-    let (status, body, [deployment, refusal]) = answer.unwrap_or((500, Bytes::new(), [None, None]));
+    let nothing = |status| (status, Bytes::new(), [None, None]);
+    let answer = answer.map_or(nothing(408), |answer| answer.unwrap_or(nothing(500)));
+    let (status, body, [deployment, refusal]) = answer;
     let (settled, request) = errand.map_or((None, None), |errand| (errand.settled, errand.request));
     Answered {
         status,

@@ -3,10 +3,10 @@
 //! A file is stored as its requests; outputs are files by name only, made of what the batch's items came to.
 
 use super::take::{Taking, blank, fresh};
-use super::{Desk, Reply, Visit, results, seconds, store_error};
+use super::{BATCHED, Desk, Reply, Visit, openai_surface, results, seconds, store_error};
 use crate::client::{Client, Gone};
 use bytes::{Bytes, BytesMut};
-use exchange::{Dialect, Refusal, RefusalKind};
+use exchange::{Refusal, RefusalKind, Surface};
 use futures_util::{Stream, stream};
 use ledger::{Job, JobKind};
 use serde::Deserialize;
@@ -41,8 +41,12 @@ pub(super) async fn upload(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
     if visit.client.invite().await.is_err() {
         return Ok(Reply::Written);
     }
-    let job = blank(&visit.desk, (fresh("file-"), JobKind::File), Dialect::OpenaiChat);
-    let mut taking = Taking::begin(&visit.desk, job, Dialect::OpenaiChat).await?;
+    let job = blank(
+        &visit.desk,
+        (fresh("file-"), JobKind::File),
+        Surface::ChatCompletions,
+    );
+    let mut taking = Taking::begin(&visit.desk, job, Surface::ChatCompletions).await?;
     match receive(visit, &boundary, &mut taking).await {
         Ok(()) => {}
         Err(refusal) => {
@@ -188,11 +192,18 @@ async fn take(desk: &Desk, taking: &mut Taking, (number, line): (u64, Bytes)) ->
         taking.mistake(&at, "`method` must be POST");
     }
     match read.url.as_deref() {
-        Some("/v1/chat/completions") => {}
-        Some(other) => taking.mistake(
-            &at,
-            &format!("`url` {other} cannot be batched here; /v1/chat/completions can"),
-        ),
+        Some(url) => match openai_surface(url) {
+            Some(surface) if taking.agrees(surface) => {}
+            Some(_) => {
+                let problem =
+                    format!("`url` {url} is not that of the lines before: a batch has one endpoint");
+                taking.mistake(&at, &problem);
+            }
+            None => {
+                taking.mistake(&at, &format!("`url` {url} cannot be batched here; {BATCHED}"));
+                return Ok(());
+            }
+        },
         None => taking.mistake(&at, "has no `url`"),
     }
     let body = line.slice_ref(body.get().as_bytes());

@@ -1,8 +1,8 @@
 //! OpenAI's `/v1/batches`.
 
 use super::take::{blank, fresh, start};
-use super::{Reply, Visit, files, seconds, store_error};
-use exchange::{Dialect, Refusal, RefusalKind};
+use super::{BATCHED, Reply, Visit, files, openai_surface, seconds, store_error, surface};
+use exchange::{Refusal, RefusalKind};
 use ledger::{Job, JobKind, Tally};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -37,13 +37,10 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
     };
     let ask: Ask = serde_json::from_value(body)
         .map_err(|error| Refusal::new(RefusalKind::InvalidRequest, format!("that is no batch: {error}")))?;
-    if ask.endpoint != "/v1/chat/completions" {
-        let message = format!(
-            "`{}` cannot be batched here; /v1/chat/completions can",
-            ask.endpoint
-        );
+    let Some(endpoint) = openai_surface(&ask.endpoint) else {
+        let message = format!("`{}` cannot be batched here; {BATCHED}", ask.endpoint);
         return Err(invalid(message, "endpoint"));
-    }
+    };
     let window = window(&ask.completion_window).ok_or_else(|| {
         invalid(
             "`completion_window` is a time such as 24h, 2h or 30m, at most 48h",
@@ -58,9 +55,17 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
             "input_file_id",
         ));
     }
-    let mut job = blank(&desk, (fresh("batch_"), JobKind::Batch), Dialect::OpenaiChat);
+    if surface(&file) != endpoint {
+        let message = format!(
+            "the lines of the file `{}` are for {}, not for {}",
+            file.id,
+            surface(&file).endpoint(),
+            ask.endpoint
+        );
+        return Err(invalid(message, "endpoint"));
+    }
+    let mut job = blank(&desk, (fresh("batch_"), JobKind::Batch), endpoint);
     job.state = "starting".into();
-    job.endpoint = ask.endpoint;
     job.input = file.id.clone();
     job.name = ask.completion_window;
     job.metadata = ask

@@ -6,6 +6,8 @@
 
 use super::admit::{admit, holder, output_bound, way};
 use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing};
+use super::surface;
+use super::take::INPUTS;
 use crate::clock;
 use crate::fleet::Deployment;
 use crate::gateway::Gateway;
@@ -28,6 +30,10 @@ pub(super) const LEASE_US: i64 = 60_000_000;
 /// How often an item is sent to a batch before the synchronous tier has its turn.
 const TRIES: i64 = 3;
 const BACK_OFF_US: i64 = 1_000_000;
+/// A batch that was given up is asked about for so long, and so many times less often than one that is waited for. No
+/// provider works on a batch for longer.
+const DRAIN_US: i64 = 50 * 3_600_000_000;
+const DRAIN_POLLS: i64 = 4;
 const LONGEST_BACK_OFF_US: i64 = 60_000_000;
 /// Items that are settled together.
 const CHUNK: usize = 200;
@@ -102,6 +108,7 @@ impl Work<'_> {
         match self.pack.state.as_str() {
             "packed" => self.send(Vec::new()).await,
             "creating" => self.find_again().await,
+            "draining" => self.drain().await,
             _ => self.look().await,
         }
     }
@@ -120,6 +127,11 @@ impl Work<'_> {
         let api = upstream.settings.batch;
         let api = api.ok_or_else(|| WorkError::NoDeployment(self.pack.deployment.clone()))?;
         Ok(Remote { upstream, api })
+    }
+
+    /// What the provider is told of it: its id, and what its items are for.
+    fn name(&self) -> (&str, &str) {
+        (&self.pack.id, &self.pack.endpoint)
     }
 
     async fn save(&mut self, state: &str, next_us: i64, lease_us: i64) -> Result<(), WorkError> {
@@ -150,11 +162,11 @@ impl Work<'_> {
             return self.save("void", 0, 0).await;
         }
         if self.pack.file.is_empty() {
-            self.pack.file = self.remote()?.upload(&self.pack.id, &sent).await?;
+            self.pack.file = self.remote()?.upload(self.name(), &sent).await?;
             self.save("packed", 0, LEASE_US).await?;
         }
         self.save("creating", 0, LEASE_US).await?;
-        let made = self.remote()?.create(&self.pack.id, &self.pack.file, &sent).await;
+        let made = self.remote()?.create(self.name(), &self.pack.file, &sent).await;
         self.pack.remote = made?;
         self.taken().await
     }
@@ -187,12 +199,20 @@ impl Work<'_> {
     async fn build(&mut self) -> Result<Vec<Sent>, WorkError> {
         let items = self.gateway.batch.jobs.items_of(&self.pack.id).await?;
         let (mut sent, mut ends) = (Vec::with_capacity(items.len()), Vec::new());
+        let mut inputs = 0;
         for item in &items {
             match self.encode(item).await? {
-                Ok(body) => sent.push(Sent {
-                    custom_id: wire_id(&self.pack.id, item),
-                    body,
-                }),
+                // What is too much for one batch of embeddings goes with the next.
+                Ok((_, more)) if inputs + u64::from(more) > INPUTS && !sent.is_empty() => {
+                    ends.push(ItemEnd::free(item, "queued"));
+                }
+                Ok((body, more)) => {
+                    inputs += u64::from(more);
+                    sent.push(Sent {
+                        custom_id: wire_id(&self.pack.id, item),
+                        body,
+                    });
+                }
                 Err(problem) => ends.push(ItemEnd {
                     status: 400,
                     problem,
@@ -214,19 +234,21 @@ impl Work<'_> {
         Ok(job)
     }
 
-    async fn encode(&mut self, item: &StoredItem) -> Result<Result<Bytes, String>, WorkError> {
+    async fn encode(&mut self, item: &StoredItem) -> Result<Result<(Bytes, u32), String>, WorkError> {
         let Some(job) = self.job(&item.job).await? else {
             return Ok(Err("its job is gone".into()));
         };
         Ok(self.encode_of(&job, item))
     }
 
-    fn encode_of(&self, job: &Job, item: &StoredItem) -> Result<Bytes, String> {
+    /// The body, and the texts to embed in it.
+    fn encode_of(&self, job: &Job, item: &StoredItem) -> Result<(Bytes, u32), String> {
         let deployment = self.deployment().map_err(|error| error.to_string())?;
         let who = holder(self.gateway, &job.key_hash).ok_or("the key that made the job is no longer good")?;
         let body = open(self.gateway, item.input.as_deref())?;
-        let dialect = job.dialect.parse().unwrap_or(Dialect::OpenaiChat);
-        let admitted = admit(self.gateway, &who, (dialect, body)).map_err(|refusal| refusal.message)?;
+        let workflow = job.account.workflow.as_deref();
+        let admitted =
+            admit(self.gateway, &who, (surface(job), body, workflow)).map_err(|refusal| refusal.message)?;
         let mut plan = admitted.ruled.decision.plan.iter();
         let candidate = plan.find(|one| one.deployment == deployment.id);
         let (thinking, note) = candidate.map_or((None, ThinkingNote::Untouched), |one| {
@@ -243,7 +265,7 @@ impl Work<'_> {
         };
         let encoded = dialect::encode(&admitted.request, &target);
         encoded
-            .map(|encoded| encoded.body)
+            .map(|encoded| (encoded.body, admitted.request.inputs()))
             .map_err(|error| error.to_string())
     }
 
@@ -254,6 +276,9 @@ impl Work<'_> {
         match standing {
             Standing::Ended(places) => {
                 self.save("ended", 0, 10 * LEASE_US).await?;
+                // How long it took counts for the next choice.
+                let batch = &self.gateway.batch;
+                batch.learn(&self.pack.provider, &self.pack.model).await?;
                 self.fetch(&places).await
             }
             Standing::Failed(problem) => {
@@ -325,8 +350,84 @@ impl Work<'_> {
         }
         self.gateway.batch.jobs.settle(&ends).await?;
         self.pack.problem = why.into();
-        self.save("void", 0, 0).await?;
+        // A provider may go on with what it was told to stop, and bills what it answers.
+        if self.pack.remote.is_empty() || self.remote().is_err() {
+            self.save("void", 0, 0).await?;
+        } else {
+            self.save("draining", self.poll_us(), 0).await?;
+        }
         self.gateway.batch.wake.notify_one();
+        Ok(())
+    }
+
+    /// The end of a batch that is no longer waited for: what it answered all the same is charged, and marked as such.
+    async fn drain(&mut self) -> Result<(), WorkError> {
+        let standing = self.remote()?.standing(&self.pack.remote).await?;
+        let places = match standing {
+            Standing::Ended(places) => places,
+            Standing::Running if self.pack.now_us - self.pack.created_us < DRAIN_US => {
+                let next = self.poll_us().saturating_mul(DRAIN_POLLS);
+                return self.save("draining", next.min(LONGEST_BACK_OFF_US), 0).await;
+            }
+            Standing::Running => {
+                tracing::warn!(pack = self.pack.id, "a batch that was given up never ended");
+                return self.save("void", 0, 0).await;
+            }
+            Standing::Failed(_) => return self.save("void", 0, 0).await,
+        };
+        self.save("draining", 0, 10 * LEASE_US).await?;
+        let mut answers = HashMap::new();
+        let found = |custom_id: &str, outcome: Outcome| {
+            if let Outcome::Answered(200, body) = outcome {
+                answers.insert(custom_id.to_owned(), body);
+            }
+        };
+        self.remote()?.results(&places, found).await?;
+        let left = if answers.is_empty() {
+            Vec::new()
+        } else {
+            self.gateway.batch.jobs.left(&self.pack).await?
+        };
+        for item in &left {
+            if let Some(body) = answers.remove(&wire_id(&self.pack.id, item)) {
+                self.stray(item, body).await?;
+            }
+        }
+        if !answers.is_empty() {
+            let count = answers.len();
+            tracing::error!(
+                pack = self.pack.id,
+                count,
+                "answers were billed whose items are gone"
+            );
+        }
+        self.save("void", 0, 0).await
+    }
+
+    async fn stray(&mut self, item: &StoredItem, body: Bytes) -> Result<(), WorkError> {
+        let Some(job) = self.job(&item.job).await? else {
+            return Ok(());
+        };
+        let record = match self.answered(&job, item, body) {
+            Ok(end) => end.record,
+            Err(problem) => {
+                tracing::error!(
+                    job = job.id,
+                    problem,
+                    "an answer that was billed cannot be priced"
+                );
+                None
+            }
+        };
+        let Some(mut record) = record else { return Ok(()) };
+        record.ending = Ending::ClientGone;
+        for attempt in &mut record.attempts {
+            attempt.outcome = AttemptOutcome::Cancelled;
+        }
+        let charge = record.total();
+        if self.gateway.batch.jobs.stray(item, &record).await? {
+            tracing::warn!(job = job.id, item.number, %charge, "a batch answered an item after it was given up");
+        }
         Ok(())
     }
 
@@ -384,7 +485,7 @@ impl Work<'_> {
                 self.again(&job, item, &format!("the provider answered {status}"))?
             }
             Outcome::Answered(status, body) => {
-                let dialect = job.dialect.parse().unwrap_or(Dialect::OpenaiChat);
+                let dialect = surface(&job).dialect();
                 let from = self.deployment()?.upstream.settings.dialect;
                 let told = if dialect == from {
                     body
@@ -414,9 +515,8 @@ impl Work<'_> {
             });
         }
         let body = open(self.gateway, item.input.as_deref()).unwrap_or_default();
-        let dialect = job.dialect.parse().unwrap_or(Dialect::OpenaiChat);
         let deployment = self.deployment()?;
-        let next = dialect::read_request(dialect, body).map_or(Way::Standard, |request| {
+        let next = dialect::read_surface(surface(job), body).map_or(Way::Standard, |request| {
             way(self.gateway, deployment, &request, (now, item.deadline_us))
         });
         if next == Way::Batch && item.tries < TRIES {
@@ -436,8 +536,7 @@ impl Work<'_> {
     fn answered(&self, job: &Job, item: &StoredItem, body: Bytes) -> Result<ItemEnd, String> {
         let deployment = self.deployment().map_err(|error| error.to_string())?;
         let input = open(self.gateway, item.input.as_deref())?;
-        let dialect = job.dialect.parse().unwrap_or(Dialect::OpenaiChat);
-        let mut request = dialect::read_request(dialect, input).map_err(|error| error.message)?;
+        let mut request = dialect::read_surface(surface(job), input).map_err(|error| error.message)?;
         request.received_unix_s = clock::unix_us() / 1_000_000;
         let from = deployment.upstream.settings.dialect;
         let (out, progress) =
@@ -524,6 +623,11 @@ impl Work<'_> {
     /// The provider could not be reached, or does not want the pack.
     async fn troubled(&mut self, error: RemoteError) -> Result<(), WorkError> {
         tracing::warn!(%error, pack = self.pack.id, state = self.pack.state, "a provider's batch API failed");
+        if self.pack.state == "draining" {
+            let is_over = error.is_final() || self.pack.now_us - self.pack.created_us >= DRAIN_US;
+            let state = if is_over { "void" } else { "draining" };
+            return self.save(state, LONGEST_BACK_OFF_US, 0).await;
+        }
         if error.is_final() {
             return self.rescue(&error.to_string()).await;
         }

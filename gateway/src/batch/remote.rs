@@ -67,7 +67,11 @@ pub(super) struct Remote<'a> {
 
 impl Remote<'_> {
     /// Uploads what is to be batched, where the API wants that apart; its name there.
-    pub(super) async fn upload(&self, pack: &str, sent: &[Sent]) -> Result<String, RemoteError> {
+    pub(super) async fn upload(
+        &self,
+        (pack, endpoint): (&str, &str),
+        sent: &[Sent],
+    ) -> Result<String, RemoteError> {
         if self.api == BatchApi::Anthropic {
             return Ok(String::new());
         }
@@ -83,9 +87,8 @@ impl Remote<'_> {
         );
         for one in sent {
             let id = &one.custom_id;
-            let lead = format!(
-                "{{\"custom_id\":\"{id}\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":"
-            );
+            let lead =
+                format!("{{\"custom_id\":\"{id}\",\"method\":\"POST\",\"url\":\"{endpoint}\",\"body\":");
             body.extend_from_slice(lead.as_bytes());
             // A line is a line, however the caller wrote its JSON: line ends stand only between tokens.
             body.extend(one.body.iter().map(|byte| {
@@ -106,11 +109,16 @@ impl Remote<'_> {
     }
 
     /// Makes the batch; its name there.
-    pub(super) async fn create(&self, pack: &str, file: &str, sent: &[Sent]) -> Result<String, RemoteError> {
+    pub(super) async fn create(
+        &self,
+        (pack, endpoint): (&str, &str),
+        file: &str,
+        sent: &[Sent],
+    ) -> Result<String, RemoteError> {
         let call = match self.api {
             BatchApi::Openai => {
                 let ask = json!({
-                    "input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h",
+                    "input_file_id": file, "endpoint": endpoint, "completion_window": "24h",
                     "metadata": {"tollgate_pack": pack},
                 });
                 Control::post("/batches".into(), ask.to_string().into())

@@ -3,10 +3,10 @@
 
 use super::openai::window;
 use super::take::{Taking, blank, fresh, start};
-use super::{Desk, Reply, Visit, pack, seconds, store_error, webhook};
+use super::{BATCHED, Desk, Reply, Visit, pack, seconds, store_error, webhook};
 use crate::clock;
 use bytes::Bytes;
-use exchange::{Dialect, Refusal, RefusalKind};
+use exchange::{Refusal, RefusalKind, Surface};
 use ledger::{Job, JobKind, StoredItem};
 use pingora_http::ResponseHeader;
 use serde::Deserialize;
@@ -23,7 +23,7 @@ const GLANCE: Duration = Duration::from_millis(500);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Ask<'a> {
-    /// `/v1/chat/completions` or `/v1/messages`.
+    /// `/v1/chat/completions` if left out.
     #[serde(default)]
     endpoint: Option<String>,
     #[serde(borrow)]
@@ -58,11 +58,11 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
             "send {\"endpoint\": \"/v1/chat/completions\", \"body\": {…}, \"completion_window\": \"2h\"}",
         )
     })?;
-    let dialect = match ask.endpoint.as_deref() {
-        None | Some("/v1/chat/completions") => Dialect::OpenaiChat,
-        Some("/v1/messages") => Dialect::Anthropic,
-        Some(other) => return Err(invalid(format!("`{other}` cannot be a job")).param("endpoint")),
-    };
+    let endpoint = ask.endpoint.as_deref().unwrap_or("/v1/chat/completions");
+    let surface = Surface::of_endpoint(endpoint).ok_or_else(|| {
+        let problem = format!("`{endpoint}` cannot be a job; /v1/messages, {BATCHED}");
+        invalid(problem).param("endpoint")
+    })?;
     let window = match (ask.deadline_s, ask.completion_window.as_deref()) {
         (Some(seconds), None) if (1..=172_800).contains(&seconds) => seconds * 1_000_000,
         (None, Some(text)) => window(text).ok_or_else(|| {
@@ -76,7 +76,7 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
     };
     let desk = visit.desk.clone();
     let asked = Asked {
-        dialect,
+        surface,
         body: body.slice_ref(ask.body.get().as_bytes()),
         deadline_us: clock::unix_us() + window,
         metadata: ask.metadata.unwrap_or(Value::Null),
@@ -97,7 +97,7 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
 
 /// A request that is to become a job.
 pub(super) struct Asked {
-    pub(super) dialect: Dialect,
+    pub(super) surface: Surface,
     pub(super) body: Bytes,
     pub(super) deadline_us: i64,
     pub(super) metadata: Value,
@@ -107,11 +107,7 @@ pub(super) struct Asked {
 
 /// Makes the job, unless one of the same idempotency key is there; true if it is new.
 pub(super) async fn make(desk: &Desk, asked: Asked) -> Result<(Job, bool), Refusal> {
-    let mut job = blank(desk, (fresh("job_"), JobKind::Request), asked.dialect);
-    job.endpoint = match asked.dialect {
-        Dialect::Anthropic => "/v1/messages".into(),
-        _ => "/v1/chat/completions".into(),
-    };
+    let mut job = blank(desk, (fresh("job_"), JobKind::Request), asked.surface);
     job.deadline_us = asked.deadline_us;
     job.metadata = asked.metadata.to_string();
     job.webhook = asked.webhook;
@@ -127,7 +123,7 @@ pub(super) async fn make(desk: &Desk, asked: Asked) -> Result<(Job, bool), Refus
     }
     let (id, idempotency) = (job.id.clone(), job.idempotency.clone());
     let account = job.account.clone();
-    let mut taking = Taking::begin(desk, job, asked.dialect).await?;
+    let mut taking = Taking::begin(desk, job, asked.surface).await?;
     if !taking.is_first {
         // Another call with the same key was faster.
         let known = desk
@@ -193,9 +189,9 @@ pub(super) async fn show(visit: &mut Visit<'_>, id: &str) -> Result<Reply, Refus
         }
         None => job,
     };
-    object(&visit.desk, &job)
-        .await
-        .map(|value| Reply::Json(200, value))
+    let shown = object(&visit.desk, &job).await?;
+    visit.desk.was_read(&job).await;
+    Ok(Reply::Json(200, shown))
 }
 
 /// The job when it has ended, or as it is at the end of waiting.
@@ -237,6 +233,7 @@ async fn events(visit: &mut Visit<'_>, mut job: Job) -> Result<Reply, Refusal> {
             return Ok(Reply::Written);
         }
         if job.ended_us > 0 {
+            visit.desk.was_read(&job).await;
             break;
         }
         let desk = visit.desk.clone();

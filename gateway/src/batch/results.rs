@@ -1,6 +1,6 @@
 //! What a job's items came to, as lines in the form that the caller's SDK reads. Streamed; order means nothing.
 
-use super::{Reply, Visit, store_error};
+use super::{Reply, Visit, store_error, surface};
 use crate::batch::vault::VaultError;
 use bytes::Bytes;
 use exchange::Refusal;
@@ -68,6 +68,9 @@ pub(super) async fn write(
     if visit.client.end(Bytes::new()).await.is_err() {
         visit.client.reusable = false;
     }
+    if which != Which::Input {
+        visit.desk.was_read(job).await;
+    }
     Ok(Reply::Written)
 }
 
@@ -113,8 +116,8 @@ fn value(raw: Option<&RawValue>) -> Value {
 }
 
 /// A line of the file that was uploaded.
-pub(super) fn openai_input(_job: &Job, item: &StoredItem, raw: Option<&RawValue>) -> Value {
-    json!({"custom_id": item.custom_id, "method": "POST", "url": "/v1/chat/completions", "body": value(raw)})
+pub(super) fn openai_input(job: &Job, item: &StoredItem, raw: Option<&RawValue>) -> Value {
+    json!({"custom_id": item.custom_id, "method": "POST", "url": surface(job).endpoint(), "body": value(raw)})
 }
 
 /// A line of OpenAI's output or error file.

@@ -2,16 +2,16 @@
 //!
 //! Every node runs one; what each takes on is claimed in the store, so that any number of them share the work.
 
-use super::admit::holder;
+use super::admit::{holder, pool_endpoint};
 use super::errand::{Answered, Call, call};
 use super::pack::{self, LEASE_US, open, seal};
-use super::{take, webhook};
+use super::{surface, take, webhook};
 use crate::clock;
 use crate::gateway::Gateway;
 use crate::telemetry;
 use ::batch::{Caps, Pending, Summary, Way, cut, flush};
 use bytes::Bytes;
-use exchange::{Dialect, Money, ServiceTier};
+use exchange::{Money, ServiceTier};
 use ledger::{ItemEnd, Pool, StoreError, StoredItem};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// Packs that are worked on at once.
 const PACKS: usize = 8;
 /// A call for one item ends within this, or its node is gone.
-const CALL_LEASE_US: i64 = 15 * 60_000_000;
+const CALL_LEASE_US: i64 = 20 * 60_000_000;
 /// How often an item is called for.
 const TRIES: i64 = 6;
 /// Looks between two looks at what is left over.
@@ -33,8 +33,6 @@ const UPKEEP: u32 = 20;
 const ABANDONED_US: i64 = 3_600_000_000;
 /// Packs are remembered for so long, for what they tell of a provider.
 const PACKS_KEPT_US: i64 = 7 * 24 * 3_600_000_000;
-/// Between two tries of flex.
-const FLEX_AGAIN_US: i64 = 30_000_000;
 
 /// Runs until the process is to stop, and then until what has begun is written down.
 pub(crate) async fn run(gateway: Arc<Gateway>, mut stop: watch::Receiver<bool>) {
@@ -138,7 +136,8 @@ async fn pack_up(gateway: &Arc<Gateway>, pool: &Pool) -> Result<usize, StoreErro
     };
     let id = take::fresh("pk");
     let limit = i64::try_from(caps.items).unwrap_or(i64::MAX);
-    let made = (id.as_str(), "/v1/chat/completions", "batch");
+    let endpoint = pool_endpoint(&pool.name, (&pool.provider, &pool.deployment));
+    let made = (id.as_str(), endpoint, "batch");
     let first = |waiting: &[ledger::Waiting]| {
         let pending: Vec<Pending> = waiting
             .iter()
@@ -191,9 +190,11 @@ async fn answer(gateway: &Arc<Gateway>, item: &StoredItem) -> Result<ItemEnd, St
         gateway,
         Call {
             who,
-            dialect: job.dialect.parse().unwrap_or(Dialect::OpenaiChat),
+            surface: surface(&job),
             body: if way == Way::Flex { flexible(&body) } else { body },
             background: way == Way::Local,
+            patience: patience(gateway, item, way),
+            workflow: job.account.workflow.clone(),
         },
     )
     .await;
@@ -201,6 +202,18 @@ async fn answer(gateway: &Arc<Gateway>, item: &StoredItem) -> Result<ItemEnd, St
         gateway.batch.flex_seen(answered.status != 429);
     }
     Ok(judged(gateway, item, way, answered))
+}
+
+/// How long an answer is waited for: the usual tier as long as its node holds the item; what promises nothing, until the
+/// usual tier must be called.
+fn patience(gateway: &Gateway, item: &StoredItem, way: Way) -> Duration {
+    let longest = Duration::from_micros(CALL_LEASE_US.unsigned_abs());
+    if way != Way::Flex {
+        return longest;
+    }
+    let slack = item.deadline_us.saturating_sub(clock::unix_us());
+    let left = slack.saturating_sub(gateway.config.batch.rescue.needs_us(1));
+    Duration::from_micros(u64::try_from(left).unwrap_or(0)).min(longest)
 }
 
 /// A body that asks for flex, unless its caller asked for a tier.
@@ -230,14 +243,23 @@ fn judged(gateway: &Gateway, item: &StoredItem, way: Way, answered: Answered) ->
     }
     let is_poor = answered.refusal.as_deref() == Some("budget_exceeded");
     let may_mend = matches!(answered.status, 408 | 429 | 500..) && !is_poor;
-    if way == Way::Flex && answered.status == 429 {
+    if way == Way::Flex && answered.status == 400 {
+        // The model may not know the tier; if it is the request that is wrong, the usual tier says so too.
+        return ItemEnd {
+            way: Some(Way::Standard.as_str()),
+            problem: "flex refused it".into(),
+            ..ItemEnd::free(item, "queued")
+        };
+    }
+    if way == Way::Flex && matches!(answered.status, 408 | 429) {
         // While there is time, flex may have room later.
-        let waits = slack > needed + 2 * FLEX_AGAIN_US;
+        let again_us = i64::try_from(gateway.config.batch.flex_again.as_micros()).unwrap_or(i64::MAX);
+        let waits = slack > needed.saturating_add(again_us.saturating_mul(2));
         let next = if waits { Way::Flex } else { Way::Standard };
         return ItemEnd {
             way: Some(next.as_str()),
             rescue: !waits,
-            later_us: if waits { FLEX_AGAIN_US } else { 0 },
+            later_us: if waits { again_us } else { 0 },
             problem: "flex had no room".into(),
             ..ItemEnd::free(item, "queued")
         };

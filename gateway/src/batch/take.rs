@@ -5,7 +5,7 @@ use super::{Desk, store_error};
 use crate::clock;
 use crate::refuse::denied;
 use bytes::Bytes;
-use exchange::{Dialect, Money, Refusal, RefusalKind};
+use exchange::{AccountPath, Money, Refusal, RefusalKind, Surface};
 use ledger::{Ask, Denied, Job, JobKind, NewItem};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,13 +13,17 @@ use std::time::Duration;
 /// Items and bytes that are held in memory before they go to the store.
 const CHUNK_ITEMS: usize = 500;
 const CHUNK_BYTES: usize = 4 << 20;
+/// OpenAI's cap on the texts in a batch of embeddings.
+pub(super) const INPUTS: u64 = 50_000;
 /// Mistakes that are told at once.
 const MISTAKES: usize = 10;
 
 /// A job that is being received.
 pub(super) struct Taking {
     pub(super) job: Job,
-    dialect: Dialect,
+    surface: Surface,
+    /// Texts to embed; OpenAI bounds their sum.
+    inputs: u64,
     waiting: Vec<NewItem>,
     waiting_bytes: usize,
     ids: HashSet<Box<str>>,
@@ -38,16 +42,24 @@ pub(super) fn fresh(prefix: &str) -> String {
 }
 
 /// A job of the caller's, not stored yet.
-pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), dialect: Dialect) -> Job {
+pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), surface: Surface) -> Job {
     let now = clock::unix_us();
     let keep = i64::try_from(desk.gateway.config.batch.keep.as_micros()).unwrap_or(i64::MAX / 4);
     Job {
         id,
         kind,
-        account: (*desk.who.account).clone(),
+        account: AccountPath {
+            workflow: desk.workflow.clone(),
+            ..(*desk.who.account).clone()
+        },
         key_hash: desk.key_hash.clone(),
-        dialect: dialect.as_str().into(),
-        endpoint: String::new(),
+        dialect: surface.dialect().as_str().into(),
+        // A file's is that of its first line.
+        endpoint: if kind == JobKind::File {
+            String::new()
+        } else {
+            surface.endpoint().into()
+        },
         state: "receiving".into(),
         input: String::new(),
         name: String::new(),
@@ -62,12 +74,13 @@ pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), dialect: Dialect
         ended_us: 0,
         expires_us: now.saturating_add(keep),
         problem: String::new(),
+        read_us: 0,
     }
 }
 
 impl Taking {
     /// Stores the job and begins to receive its items.
-    pub(super) async fn begin(desk: &Desk, job: Job, dialect: Dialect) -> Result<Self, Refusal> {
+    pub(super) async fn begin(desk: &Desk, job: Job, surface: Surface) -> Result<Self, Refusal> {
         let is_first = desk
             .jobs()
             .create(&job)
@@ -75,7 +88,8 @@ impl Taking {
             .map_err(|error| store_error(&error))?;
         Ok(Self {
             job,
-            dialect,
+            surface,
+            inputs: 0,
             waiting: Vec::new(),
             waiting_bytes: 0,
             ids: HashSet::new(),
@@ -93,6 +107,15 @@ impl Taking {
         if self.mistakes.len() < MISTAKES {
             self.mistakes.push(format!("{at}: {problem}"));
         }
+    }
+
+    /// All items are for one endpoint: the first one's. False: this one is for another.
+    pub(super) fn agrees(&mut self, surface: Surface) -> bool {
+        if self.job.endpoint.is_empty() {
+            self.job.endpoint = surface.endpoint().into();
+            self.surface = surface;
+        }
+        self.surface == surface
     }
 
     /// Enough is wrong to stop reading.
@@ -119,7 +142,15 @@ impl Taking {
         }
         let size = body.len();
         let when = (self.job.created_us, self.job.deadline_us);
-        let read = admit(&desk.gateway, &desk.who, (self.dialect, body));
+        let workflow = self.job.account.workflow.as_deref();
+        let read = admit(&desk.gateway, &desk.who, (self.surface, body, workflow));
+        if let Ok(admitted) = &read {
+            self.inputs += u64::from(admitted.request.inputs());
+            if self.inputs > INPUTS {
+                self.mistake(at, &format!("a batch has at most {INPUTS} texts to embed"));
+                return Ok(());
+            }
+        }
         match read.and_then(|admitted| item(&desk.gateway, &admitted, (self.count, custom_id), when)) {
             Ok(item) => {
                 self.waiting.push(item);
@@ -163,7 +194,11 @@ impl Taking {
         }
         let stored = desk
             .jobs()
-            .received(&self.job.id, state, (self.count, self.bytes))
+            .received(
+                &self.job.id,
+                (state, &self.job.endpoint),
+                (self.count, self.bytes),
+            )
             .await;
         stored.map_err(|error| store_error(&error))?;
         self.job.total = self.count;
@@ -220,7 +255,7 @@ async fn held(desk: &Desk, job: &Job, file: &str) -> Result<i64, Refusal> {
         let ask = Ask {
             want: Money::ZERO,
             least: Money::ZERO,
-            workflow: None,
+            workflow: job.account.workflow.as_ref(),
             labels: &[],
             patience: desk.gateway.config.limits.budget_wait.min(Duration::from_secs(5)),
             now_unix_us: clock::unix_us(),

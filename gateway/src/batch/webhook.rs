@@ -100,6 +100,7 @@ async fn send(gateway: &Arc<Gateway>, job: &Job) -> Result<(), String> {
     // Nobody asks: the job is shown as its maker would see it.
     let desk = Desk {
         gateway: gateway.clone(),
+        workflow: job.account.workflow.clone(),
         who: Arc::new(Principal::of(job.account.clone())),
         key_hash: job.key_hash.clone(),
     };
@@ -141,6 +142,8 @@ fn receiver(base: BaseUrl) -> Provider {
         base,
         credential: None,
         http2: false,
+        reports_cost: false,
+        reports_load: false,
         streams: false,
         connect_timeout: PATIENCE,
         first_byte_timeout: PATIENCE,

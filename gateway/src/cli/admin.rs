@@ -37,6 +37,9 @@ pub(super) struct Access {
     /// An admin key; better given in the environment. Left out: the one of the configuration.
     #[arg(long, env = "TOLLGATE_ADMIN_KEY", hide_env_values = true, global = true)]
     admin_key: Option<String>,
+    /// A PEM file with the authorities to trust instead of the system's, for an admin listener with TLS.
+    #[arg(long, env = "TOLLGATE_ADMIN_CA_FILE", global = true)]
+    ca_file: Option<PathBuf>,
     /// The configuration to take both from.
     #[arg(long, default_value = "tollgate.yaml", global = true)]
     config: PathBuf,
@@ -54,6 +57,69 @@ pub(super) struct Listing {
     /// Rows at most.
     #[arg(long, default_value_t = 100)]
     rows: usize,
+}
+
+/// Limits to be set; what is not given stays.
+#[derive(Args)]
+pub(super) struct Rates {
+    /// Requests a minute, of all under it together; `none` for any number.
+    #[arg(long, value_parser = limit, value_name = "NUMBER|none")]
+    requests_per_minute: Option<Value>,
+    /// Tokens a minute, read and generated; `none` for any number.
+    #[arg(long, value_parser = limit, value_name = "NUMBER|none")]
+    tokens_per_minute: Option<Value>,
+    /// Requests running at once; `none` for any number.
+    #[arg(long, value_parser = limit, value_name = "NUMBER|none")]
+    concurrency: Option<Value>,
+}
+
+fn limit(text: &str) -> Result<Value, String> {
+    if text == "none" {
+        return Ok(Value::Null);
+    }
+    let number = text.parse::<u32>().ok().filter(|number| *number > 0);
+    number
+        .map(Value::from)
+        .ok_or_else(|| format!("`{text}` is no limit: write a number from 1 on, or `none` for any number"))
+}
+
+impl Rates {
+    /// As a form; `null` where nothing was given.
+    fn form(&self) -> Value {
+        let all = [
+            ("requests_per_minute", &self.requests_per_minute),
+            ("tokens_per_minute", &self.tokens_per_minute),
+            ("concurrency", &self.concurrency),
+        ];
+        let given = all
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+        let form: Map<_, _> = given.collect();
+        if form.is_empty() {
+            Value::Null
+        } else {
+            Value::Object(form)
+        }
+    }
+}
+
+/// Limits as people read them.
+fn rates(limits: &Value) -> String {
+    let all = [
+        ("requests_per_minute", "requests/min"),
+        ("tokens_per_minute", "tokens/min"),
+        ("concurrency", "at once"),
+    ];
+    let set: Vec<String> = all
+        .iter()
+        .filter(|(name, _)| limits[name].is_u64())
+        .map(|(name, unit)| format!("{} {unit}", limits[name]))
+        .collect();
+    if set.is_empty() {
+        "-".to_owned()
+    } else {
+        set.join(", ")
+    }
 }
 
 /// A column of a table: its name, and its text for a row.
@@ -80,11 +146,19 @@ impl<'a> Desk<'a> {
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
-            url = Some(format!("http://{address}"));
+            let scheme = if config.admin.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            };
+            url = Some(format!("{scheme}://{address}"));
             key = key.or_else(|| config.admin.key.map(|key| key.expose().to_owned()));
         }
         Ok(Self {
-            agent: fetch::agent(WITHIN),
+            agent: match &access.ca_file {
+                Some(file) => fetch::agent_trusting(file, WITHIN)?,
+                None => fetch::agent(WITHIN),
+            },
             url: url.unwrap_or_default().trim_end_matches('/').to_owned(),
             key,
             json: access.json,

@@ -20,6 +20,7 @@ pub(crate) struct Batch {
     pub(crate) poll: Duration,
     pub(crate) flush: FlushRules,
     pub(crate) rescue: Rescue,
+    pub(crate) flex_again: Duration,
     pub(crate) cancel: Duration,
     /// From 0 to 1.
     pub(crate) give_up: f64,
@@ -44,6 +45,7 @@ impl document::Batch {
         }
         for (key, value) in [
             ("poll_ms", self.poll_ms),
+            ("flex_again_ms", self.flex_again_ms),
             ("rescue_call_ms", self.rescue_call_ms),
             ("parallel", u64::from(self.parallel)),
             ("pack_items", self.pack_items as u64),
@@ -70,6 +72,7 @@ impl document::Batch {
                 parallel: self.parallel,
                 margin_us: micros(self.poll_ms.saturating_mul(2)),
             },
+            flex_again: Duration::from_millis(self.flex_again_ms),
             cancel: Duration::from_millis(self.cancel_ms),
             give_up: f64::from(self.give_up_percent.min(100)) / 100.0,
             trims: self.over_budget == document::OverBudget::Trim,

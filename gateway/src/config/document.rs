@@ -21,6 +21,9 @@ pub(crate) struct Document {
     /// Networks of proxies whose `X-Forwarded-For` is believed. Keys that are restricted to networks are judged by the peer
     /// of the connection, or by what such a proxy says of it.
     pub(super) trusted_proxies: Vec<String>,
+    /// Request headers that policies may see, each as the label of its name in small letters: `labels["x-customer"]`. None
+    /// that carries a secret. A label of that name in a body does not count: whoever is in front sets the header.
+    pub(super) label_headers: Vec<String>,
     pub(super) limits: Limits,
     pub(super) store: Store,
     pub(super) redis: Redis,
@@ -55,6 +58,7 @@ impl Default for Document {
             }],
             admin: Admin::default(),
             trusted_proxies: Vec::new(),
+            label_headers: Vec::new(),
             limits: Limits::default(),
             store: Store::default(),
             redis: Redis::default(),
@@ -98,6 +102,7 @@ pub(crate) struct Tls {
 pub(crate) struct Admin {
     #[schemars(with = "String")]
     pub(super) address: SocketAddr,
+    pub(super) tls: Option<Tls>,
     /// `env:NAME` or `file:PATH`, at least 16 characters. Needed where others can reach the address.
     pub(super) key: Option<String>,
 }
@@ -106,6 +111,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            tls: None,
             key: None,
         }
     }
@@ -172,6 +178,9 @@ pub(crate) struct Store {
     /// For how many days requests, attempts, decisions and outcomes are kept. Left out: for good. Hours, budgets and the
     /// audit trail stay.
     pub(super) keep_days: Option<u32>,
+    /// For how many days the hash of a key's secret is kept after its end by rotation, term or revocation: so long its
+    /// sender is told that it has expired, and jobs that were left with it go on.
+    pub(super) keep_secrets_days: u32,
     /// Keep what each decision depended on beside its request, for `tollgate policy replay --from-ledger`: numbers and
     /// declared names, no prompts; about 1 KB and 0.3 KB for each deployment.
     pub(super) decisions: bool,
@@ -190,6 +199,7 @@ impl Default for Store {
             lapse_after_s: 600,
             outage_s: 60,
             keep_days: None,
+            keep_secrets_days: 30,
             decisions: false,
         }
     }
@@ -244,6 +254,13 @@ pub(crate) struct Provider {
     /// HTTP/2 where the provider offers it; without TLS, h2c.
     #[serde(default)]
     pub(super) http2: bool,
+    /// It says in its usage what an answer cost, and that is charged instead of a price per token: for our own engine.
+    #[serde(default)]
+    pub(super) reports_cost: bool,
+    /// It says how long a request would wait there, in `x-local-expected-wait-ms` of its answers and at `/slots`, which is
+    /// looked at every second; decisions count with it. For our own engine.
+    #[serde(default)]
+    pub(super) reports_load: bool,
     /// False: it cannot stream, and whole answers are asked for as such.
     #[serde(default = "yes")]
     pub(super) streams: bool,

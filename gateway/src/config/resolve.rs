@@ -47,6 +47,7 @@ impl Document {
             listen: self.listeners(folder, mistakes),
             admin: self.admin(folder, mistakes),
             trusted_proxies: networks(&self.trusted_proxies, "trusted_proxies", mistakes),
+            label_headers: label_headers(&self.label_headers, mistakes),
             limits: self.limits.resolve(mistakes),
             database: self.store.database(folder, mistakes),
             journal: folder.join(&self.store.journal),
@@ -92,14 +93,10 @@ impl Document {
                     "give each listener, `admin` too, an address of its own",
                 );
             }
-            let mut file =
-                |key: &str, path: &String| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+            let tls = listener.tls.as_ref();
             listen.push(Listen {
                 address,
-                tls: listener.tls.as_ref().map(|tls| TlsFiles {
-                    certificate: file("certificate_file", &tls.certificate_file),
-                    key: file("key_file", &tls.key_file),
-                }),
+                tls: tls.map(|tls| tls.resolve(folder, &at, mistakes)),
             });
         }
         listen
@@ -123,8 +120,68 @@ impl Document {
             ),
             _ => {}
         }
-        Admin { address, key }
+        let tls = self.admin.tls.as_ref();
+        Admin {
+            address,
+            tls: tls.map(|tls| tls.resolve(folder, "admin", mistakes)),
+            key,
+        }
     }
+}
+
+impl document::Tls {
+    /// `at`: the listener.
+    fn resolve(&self, folder: &Path, at: &str, mistakes: &mut Mistakes<'_>) -> TlsFiles {
+        let mut file = |key: &str, path: &str| existing(folder, path, format!("{at}.tls.{key}"), mistakes);
+        TlsFiles {
+            certificate: file("certificate_file", &self.certificate_file),
+            key: file("key_file", &self.key_file),
+        }
+    }
+}
+
+/// Headers that carry secrets, which would be kept beside decisions, and those that are read anyway.
+fn label_headers(written: &[String], mistakes: &mut Mistakes<'_>) -> Vec<http::HeaderName> {
+    let mut headers = Vec::new();
+    for (index, text) in written.iter().enumerate() {
+        let at = format!("label_headers[{index}]");
+        let Ok(name) = http::HeaderName::try_from(text.as_str()) else {
+            mistakes.add(at, format!("`{text}` is no name of a header"));
+            continue;
+        };
+        let lower = name.as_str();
+        let has = |part: &&str| lower.contains(part);
+        let ends = |end: &&str| lower.ends_with(end);
+        if [
+            "authorization",
+            "api-key",
+            "apikey",
+            "cookie",
+            "secret",
+            "password",
+        ]
+        .iter()
+        .any(has)
+            || ["-token", "-key", "-signature"].iter().any(ends)
+        {
+            mistakes.hinted(
+                at,
+                format!("`{text}` carries a secret, and labels are kept with decisions"),
+                "name headers that say what a request is, not who may make it",
+            );
+        } else if lower.starts_with("x-tollgate-") {
+            mistakes.hinted(
+                at,
+                format!("`{text}` is the gateway's own"),
+                "send `x-tollgate-tag-NAME` for the label NAME",
+            );
+        } else if headers.contains(&name) {
+            mistakes.add(at, format!("`{text}` is there twice"));
+        } else {
+            headers.push(name);
+        }
+    }
+    headers
 }
 
 /// A file that must be there.
@@ -207,7 +264,10 @@ impl document::Store {
             when_away,
             lapse_after: limit(lapse_after, "store.lapse_after_s", mistakes),
             outage: Duration::from_secs(self.outage_s),
-            keep_days: self.keep_days,
+            kept: ledger::Kept {
+                rows_days: self.keep_days,
+                secrets_days: self.keep_secrets_days,
+            },
         }
     }
 
@@ -476,6 +536,8 @@ impl document::Provider {
             credential,
             http2: self.http2,
             streams: self.streams,
+            reports_cost: self.reports_cost,
+            reports_load: self.reports_load,
             connect_timeout,
             first_byte_timeout,
             gap_timeout,

@@ -91,6 +91,30 @@ fn mistakes_are_told_with_what_to_do() {
         &["t.yaml:2:3: limits.body_mb", "did you mean `body_mib`?"],
     );
     check(
+        "label_headers: [x-customer, X-Api-Key]",
+        &["t.yaml:1:29: label_headers[1]", "carries a secret"],
+    );
+    for secret in [
+        "authorization",
+        "Proxy-Authorization",
+        "api-key",
+        "Cookie",
+        "x-amz-security-token",
+    ] {
+        check(
+            &format!("label_headers: [{secret}]"),
+            &["label_headers[0]", "carries a secret"],
+        );
+    }
+    check(
+        "label_headers: [x-tollgate-tag-a]",
+        &["label_headers[0]", "x-tollgate-tag-NAME"],
+    );
+    check(
+        "label_headers: [\"a b\"]",
+        &["label_headers[0]", "no name of a header"],
+    );
+    check(
         "admin: {address: 0.0.0.0:1}",
         &["t.yaml:1:1: admin: ", "without a key", "admin.key"],
     );

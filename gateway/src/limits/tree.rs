@@ -1,7 +1,7 @@
 //! The accounts that have limits, found by a request's path without a copy of any name.
 
 use exchange::AccountPath;
-use limits::{Book, Path, Rule, SubjectId};
+use limits::{Path, SubjectId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ struct Level {
 }
 
 impl Tree {
-    pub(super) fn grow(rules: &[(AccountPath, Rule)], now_us: i64) -> (Self, Book) {
-        let (mut tree, mut book) = (Self::default(), Book::default());
-        for (account, rule) in rules.iter().filter(|(_, rule)| !rule.is_empty()) {
+    pub(super) fn grow<'a>(subjects: impl Iterator<Item = (&'a AccountPath, SubjectId)>) -> Self {
+        let mut tree = Self::default();
+        for (account, subject) in subjects {
             let mut level = tree.0.entry(account.org.clone()).or_default();
             if let Some(team) = &account.team {
                 level = level.teams.entry(team.clone()).or_default();
@@ -31,9 +31,9 @@ impl Tree {
             if let Some(key) = &account.key {
                 level = level.keys.entry(key.clone()).or_default();
             }
-            level.subject = Some(book.add(account.to_string().into(), *rule, now_us));
+            level.subject = Some(subject);
         }
-        (tree, book)
+        tree
     }
 
     /// The limited accounts on the way from the organisation down.
@@ -74,22 +74,17 @@ mod tests {
 
     #[test]
     fn a_request_meets_every_limit_above_it_and_none_beside_it() {
-        let rule = Rule {
-            requests_per_minute: Some(1),
-            ..Rule::default()
-        };
         let limited = [
             ["acme", "-", "-", "-"],
             ["acme", "search", "-", "ci"],
             ["acme", "search", "nightly", "-"],
             ["acme", "other", "-", "-"],
         ];
-        let mut rules: Vec<_> = limited.map(|parts| (account(parts), rule)).into();
-        rules.push((account(["free", "-", "-", "-"]), Rule::default()));
-        let (tree, book) = Tree::grow(&rules, 0);
+        let limited = limited.map(account);
+        let tree = Tree::grow(limited.iter().zip((0..).map(SubjectId)));
         let names = |parts| -> Vec<String> {
             let path = tree.path(&account(parts));
-            path.iter().map(|id| book.name(*id).to_string()).collect()
+            path.iter().map(|id| limited[id.0 as usize].to_string()).collect()
         };
         assert_eq!(names(["acme", "search", "-", "ci"]), ["acme", "acme/search/-/ci"]);
         assert_eq!(

@@ -263,3 +263,51 @@ async fn without_the_store_each_node_has_its_part_and_with_it_again_the_whole() 
     let _ = stop_all.send(true);
     tasks.join_all().await;
 }
+
+#[tokio::test]
+async fn a_limit_made_at_run_time_is_shared_like_any_other_and_the_configuration_goes_before_it() {
+    let server = Server::start();
+    let (stop_all, stop) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let nodes = ["a", "b"].map(|name| Node::start(&server, name, &mut tasks, &stop));
+    let team: AccountPath = "acme/search".parse().unwrap();
+    let few = |requests: u32| ledger::Rates {
+        requests_per_minute: Some(requests),
+        ..ledger::Rates::default()
+    };
+    let stored = watch::Sender::new(Arc::new(ledger::Limited::default()));
+    for node in &nodes {
+        tasks.spawn(node.limits.clone().follow(stored.subscribe(), stop.clone()));
+        eventually("it is shared", async || node.limits.is_shared()).await;
+    }
+    // What the store says of an account of the configuration counts for nothing.
+    stored.send_replace(Arc::new([(team.clone(), few(10)), (account(), few(1))].into()));
+    let admitted = async |node: &Node| node.limits.admit(&team, &facts()).await;
+    eventually("the limit is known", async || {
+        let pass = admitted(&nodes[1]).await;
+        pass.is_ok_and(|pass| pass.standing.requests.is_some_and(|left| left.limit == 10))
+    })
+    .await;
+    let mut passed = 0;
+    for turn in 0..20 {
+        passed += usize::from(admitted(&nodes[turn % 2]).await.is_ok());
+    }
+    assert!(
+        (8..=9).contains(&passed),
+        "ten by both together, less those that looked: {passed}"
+    );
+    let refused = admitted(&nodes[0]).await.unwrap_err();
+    assert!(
+        refused.refusal.message.contains("acme/search"),
+        "{:?}",
+        refused.refusal
+    );
+    // Taken away again: the organisation's forty, of which each of these used one.
+    stored.send_replace(Arc::default());
+    eventually("nothing is in the way", async || {
+        admitted(&nodes[0]).await.is_ok()
+    })
+    .await;
+    let _ = stop_all.send(true);
+    tasks.join_all().await;
+}

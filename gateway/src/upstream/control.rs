@@ -8,7 +8,8 @@ use tokio::time::timeout;
 /// One such call.
 pub(crate) struct Control {
     pub(crate) method: &'static str,
-    /// Behind the provider's base URL.
+    pub(crate) root: Root,
+    /// Behind the root.
     pub(crate) path: String,
     pub(crate) content_type: Option<String>,
     /// Further fields of the head.
@@ -16,10 +17,20 @@ pub(crate) struct Control {
     pub(crate) body: Bytes,
 }
 
+/// Where a path begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Root {
+    /// At the provider's base URL.
+    Base,
+    /// At its origin, without the base URL's path.
+    Origin,
+}
+
 impl Control {
     pub(crate) fn get(path: String) -> Self {
         Self {
             method: "GET",
+            root: Root::Base,
             path,
             content_type: None,
             fields: Vec::new(),
@@ -30,6 +41,7 @@ impl Control {
     pub(crate) fn post(path: String, body: Bytes) -> Self {
         Self {
             method: "POST",
+            root: Root::Base,
             path,
             content_type: Some("application/json".into()),
             fields: Vec::new(),
@@ -80,11 +92,17 @@ impl Upstream {
         Ok(Opened { session, peer })
     }
 
+    fn control_path(&self, call: &Control) -> String {
+        let root = match call.root {
+            Root::Base => self.settings.base.path.as_str(),
+            Root::Origin => "",
+        };
+        [root, &call.path].concat()
+    }
+
     fn control_bytes(&self, call: &Control) -> Vec<u8> {
         let mut head = Vec::with_capacity(512);
-        let path = [&self.settings.base.path, &call.path]
-            .map(String::as_str)
-            .concat();
+        let path = self.control_path(call);
         head.extend_from_slice(format!("{} {path} HTTP/1.1\r\n", call.method).as_bytes());
         for (name, value) in &self.template.headers {
             if name != "content-type" {
@@ -107,7 +125,7 @@ impl Upstream {
     }
 
     fn control_head(&self, call: &Control) -> pingora_error::Result<Box<RequestHeader>> {
-        let path = format!("{}{}", self.settings.base.path, call.path);
+        let path = self.control_path(call);
         let mut head = Box::new(RequestHeader::build(call.method, path.as_bytes(), Some(16))?);
         for (name, value) in &self.template.headers {
             if name != "content-type" {

@@ -6,7 +6,7 @@ use super::{
     usage,
 };
 use crate::registry::Model;
-use crate::tools::{self, Demand, Piece};
+use crate::tools::{self, Demand, Expected, Piece};
 use engine::engine::{Order, Request, TokenLogprob};
 use engine::grammar::Grammar;
 use serde_json::{Map, Value, json};
@@ -56,7 +56,7 @@ pub(crate) fn read(body: &Value, model: &Model, order: &Order) -> Result<Ask, Ba
         n: n as usize,
         stream: fields::flag(body, "stream")?,
         include_usage: body["stream_options"]["include_usage"] == true,
-        tools: given.map(|_| model.tool_format),
+        tools: given.map(|tools| Expected::of(tools, model.tool_format)),
         stop,
     })
 }

@@ -4,7 +4,7 @@
 use anyhow::Context;
 use engine::backend::{BLOCK_TOKENS, Backend, Row, StepEnd};
 use engine::model::cuda::SyntheticModel;
-use engine::model::{Place, Use, load_on};
+use engine::model::{KvKind, Place, Use, load_on};
 use engine::sample::likeliest;
 use kernels::cuda::{
     Activations, Buffer, CudaError, Emit, Form, Matrix, Norm, Ops, Place as Output, Scratch, Then,
@@ -134,6 +134,7 @@ pub(crate) fn likeness(shape: &SyntheticModel, card: &Place, threads: usize) -> 
     let exact = Place::Cpu {
         threads,
         weights: Use::AsFloats,
+        kv: Some(KvKind::F32),
     };
     let mut backends = [
         load_on(&path, &exact)?.backend,

@@ -71,7 +71,7 @@ pub struct When {
     pub(crate) workflow: Option<OneOrMany>,
     /// The workflow's task family.
     pub(crate) task: Option<OneOrMany>,
-    /// `chat_completions` or `messages`.
+    /// `chat_completions`, `messages`, `embeddings`, `completions` or `responses`.
     pub(crate) surface: Option<OneOrMany>,
     /// Declared labels by name.
     pub(crate) label: BTreeMap<String, OneOrMany>,

@@ -120,6 +120,9 @@ fn empty() -> PolicyDocument {
     }
 }
 
+/// The longest that a connection is held for a job's answer.
+const LONGEST_WAIT_S: u64 = 86_400;
+
 struct Compiler<'a, 'm, 't> {
     document: &'a PolicyDocument,
     mistakes: &'m mut Mistakes<'t>,
@@ -138,6 +141,7 @@ impl Compiler<'_, '_, '_> {
         self.check_objective();
         self.check_floors();
         self.check_workflows();
+        self.check_deferral();
         let routes: Vec<CompiledRoute> = (0..self.document.routes.len())
             .map(|index| self.route(index))
             .collect();
@@ -157,6 +161,7 @@ impl Compiler<'_, '_, '_> {
             routes,
             models,
             levels: std::array::from_fn(|tier| self.level(ValueTier::ALL[tier])),
+            defers: self.defers(),
             service: std::array::from_fn(|tier| self.service(LatencyTier::ALL[tier])),
             names,
             teams: teams.into_iter().collect(),
@@ -351,6 +356,39 @@ impl Compiler<'_, '_, '_> {
                     self.mistakes
                         .unknown(path, ("region of a deployment", region), regions.iter().copied());
                 }
+            }
+        }
+    }
+
+    fn defers(&self) -> bool {
+        let mut workflows = self.document.workflows.iter();
+        let mut tiers = self.document.latency_tiers.values();
+        workflows.any(|one| one.defer.is_some()) || tiers.any(|one| one.defer.is_some())
+    }
+
+    /// What cannot wait is not made to, and nothing waits longer than a day on a connection.
+    fn check_deferral(&mut self) {
+        let document = self.document;
+        let waits = |tier: LatencyTier| matches!(tier, LatencyTier::Deferred | LatencyTier::Batch);
+        let tiers = document.latency_tiers.iter();
+        let tiers = tiers.map(|(tier, level)| (format!("latency_tiers.{tier}"), waits(*tier), level.defer));
+        let workflows = document.workflows.iter().enumerate().map(|(position, one)| {
+            // Without a tier of its own a workflow's is that of the first rule that holds.
+            let may = one.latency.is_none_or(waits);
+            (format!("workflows[{position}]"), may, one.defer)
+        });
+        for (path, may, defer) in tiers.chain(workflows) {
+            let Some(defer) = defer else { continue };
+            if !may {
+                let hint = "only what is `deferred` or `batch` may wait";
+                let problem = "makes a job of what is needed sooner";
+                self.mistakes.hinted(format!("{path}.defer"), problem, hint);
+            }
+            if defer.wait_s > LONGEST_WAIT_S {
+                let problem = format!("{} is more than a day", defer.wait_s);
+                let hint = "a connection is held for at most 86400 seconds; after `wait_s` the answer is 202";
+                self.mistakes
+                    .hinted(format!("{path}.defer.wait_s"), problem, hint);
             }
         }
     }

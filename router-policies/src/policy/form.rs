@@ -143,6 +143,20 @@ pub struct LatencyLevel {
     pub first_token_ms: Option<u64>,
     /// The service level for the whole answer.
     pub total_ms: Option<u64>,
+    /// Requests of this tier become jobs without their callers' saying so; for `deferred` and `batch`. Left out: only where
+    /// a caller asks for it by `x-tollgate-defer`.
+    pub defer: Option<Deferral>,
+}
+
+/// An ordinary request is made a job, and answered in the cheapest way that is in time. Never one that asks for a stream,
+/// nor one whose caller says `x-tollgate-defer: never`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Deferral {
+    /// Seconds for which its connection is held for the answer. After that it is answered with 202 and the job's id, which
+    /// callers must be ready for; 0 does so at once.
+    #[schemars(range(max = 86400))]
+    pub wait_s: u64,
 }
 
 /// Something a deployment can do that not all can.
@@ -298,6 +312,9 @@ pub struct Workflow {
     /// Milliseconds after which an answer is worthless.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// Its requests become jobs without their callers' saying so. Left out: as its latency tier has it.
+    #[serde(default)]
+    pub defer: Option<Deferral>,
     /// Its task family, such as `extraction`, by which quality is looked up.
     #[serde(default)]
     pub task: Option<Arc<str>>,

@@ -5,7 +5,7 @@
 
 use clap::Parser;
 use std::path::PathBuf;
-use tests::crashes::{Plan, run};
+use tests::crashes::{Plan, Provider, run};
 
 #[derive(Parser)]
 struct Arguments {
@@ -21,6 +21,8 @@ struct Arguments {
     /// SQLite instead of Postgres: for one node.
     #[arg(long)]
     sqlite: bool,
+    #[arg(long, value_enum, default_value = "mixed")]
+    provider: Provider,
 }
 
 fn main() {
@@ -31,6 +33,7 @@ fn main() {
         seed: arguments.seed,
         binary: arguments.bin.join("tollgate"),
         postgres: !arguments.sqlite,
+        provider: arguments.provider,
     };
     print!("{}", run(&plan));
 }

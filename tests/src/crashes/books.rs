@@ -1,7 +1,7 @@
 //! Three books compared: jobs, ledger, and the fake's own.
 
 use super::callers::get;
-use super::{BATCH_NANOS, MODELS, Store};
+use super::{ANTHROPIC, BATCH_NANOS, OPENAI, Store};
 use crate::fake::Fake;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -10,17 +10,17 @@ use std::fmt::Write as _;
 /// Panics where two of them disagree.
 pub(super) fn compare(store: &Store, fake: &Fake, accepted: &[String]) -> String {
     let mut report = String::new();
-    let states = store.query("SELECT state, count(*) FROM job_items i WHERE job IN (SELECT id FROM jobs WHERE kind = 'batch' AND state = 'ended') GROUP BY state ORDER BY state");
+    let states = store.query("SELECT state, count(*) FROM job_items i WHERE job IN (SELECT id FROM jobs WHERE kind <> 'file' AND state = 'ended') GROUP BY state ORDER BY state");
     let shown: Vec<String> = states
         .iter()
         .map(|row| format!("{} {}", row[1], row[0]))
         .collect();
     let _ = writeln!(report, "items: {}", shown.join(", "));
-    let open = store.number("SELECT count(*) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch' AND j.state = 'ended' AND i.state NOT IN ('succeeded', 'rescued')");
+    let open = store.number("SELECT count(*) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND j.state = 'ended' AND i.state NOT IN ('succeeded', 'rescued')");
     assert_eq!(open, 0, "every item of every batch was answered: {shown:?}");
     // Whatever a node said it had taken is there, and has ended.
     let ended: Vec<String> = store
-        .query("SELECT id FROM jobs WHERE kind = 'batch' AND state = 'ended'")
+        .query("SELECT id FROM jobs WHERE kind <> 'file' AND state = 'ended'")
         .into_iter()
         .map(|row| row[0].clone())
         .collect();
@@ -66,13 +66,13 @@ fn given(store: &Store, fake: &Fake, report: &mut String) {
     let entries = fake.entries();
     let calls = entries.len() as i64;
     let tries = store.number(
-        "SELECT coalesce(sum(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch'",
+        "SELECT coalesce(sum(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file'",
     );
     assert!(
         given + calls <= tries,
         "given {given} times in batches and {calls} at once, but {tries} tries are recorded"
     );
-    let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind = 'batch' AND i.model = '{}'", MODELS[0]));
+    let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND i.model IN ('{}', '{}')", OPENAI[0], ANTHROPIC[0]));
     let max = per_text.values().map(|(count, _)| *count).max().unwrap_or(0);
     let _ = writeln!(
         report,
@@ -115,14 +115,68 @@ fn billed(store: &Store, fake: &Fake, report: &mut String) {
     assert_eq!((count, truth), (rows, charged), "the ledger is not the truth");
     let item_sum = store.number("SELECT coalesce(sum(charge), 0) FROM job_items WHERE state = 'succeeded'");
     assert_eq!(item_sum, charged, "items do not add up to the ledger");
-    let answered = fake.entries().iter().filter(|entry| entry.status == 200).count() as i64;
-    let at_once = store.query("SELECT count(*), coalesce(sum(CASE WHEN a.outcome = 'crashed' THEN 1 ELSE 0 END), 0) FROM attempts a JOIN requests r ON r.id = a.request WHERE a.tier = 'standard' AND r.origin = 'batch'");
-    let (rows, crashed): (i64, i64) = (at_once[0][0].parse().unwrap(), at_once[0][1].parse().unwrap());
+    at_once(store, fake, report);
+}
+
+/// Calls at once: what the ledger has counted is what the provider billed, call by call; a call whose gateway was killed
+/// before it could count is there too, at what was held for it.
+fn at_once(store: &Store, fake: &Fake, report: &mut String) {
+    let mut billed: BTreeMap<(i64, i64), i64> = BTreeMap::new();
+    let bill = |(input, output): &(i64, i64)| 2 * (input * BATCH_NANOS.0 + output * BATCH_NANOS.1);
+    for entry in fake.entries().iter().filter(|entry| entry.status == 200) {
+        let usage = (entry.body_bytes as i64 / 4, i64::from(entry.tokens));
+        *billed.entry(usage).or_default() += 1;
+    }
+    let sum = |calls: &BTreeMap<(i64, i64), i64>| {
+        calls
+            .iter()
+            .map(|(usage, count)| bill(usage) * count)
+            .sum::<i64>()
+    };
+    let (answers, truth) = (billed.values().sum::<i64>(), sum(&billed));
+    let rows = store.query("SELECT a.input, a.output, a.charge, a.usage_source, a.outcome FROM attempts a JOIN requests r ON r.id = a.request WHERE a.tier = 'standard' AND r.origin = 'batch'");
+    let (mut counted, mut charged, mut estimated, mut cut) = (0, 0, 0, 0);
+    for row in &rows {
+        let number = |at: usize| row[at].parse::<i64>().unwrap();
+        if row[4] == "crashed" {
+            (cut, estimated) = (cut + 1, estimated + number(2));
+        } else if row[3] == "reported" {
+            let usage = (number(0), number(1));
+            assert_eq!(
+                number(2),
+                bill(&usage),
+                "a call at once is not charged at its price: {row:?}"
+            );
+            let left = billed.get_mut(&usage).filter(|left| **left > 0);
+            *left.unwrap_or_else(|| panic!("the ledger has a call that nobody answered: {row:?}")) -= 1;
+            (counted, charged) = (counted + 1, charged + number(2));
+        } else {
+            assert_eq!(row[2], "0", "a call that failed costs nothing: {row:?}");
+        }
+    }
+    let (missing, unseen) = (billed.values().sum::<i64>(), sum(&billed));
     let _ = writeln!(
         report,
-        "at once: the provider answered {answered} calls, the ledger has {rows} attempts, {crashed} of them cut off by a kill"
+        "at once: the provider billed {truth} n$ for {answers} calls; the ledger has counted {charged} n$ in {counted}, each as billed; \
+         {missing} answers of {unseen} n$ met a gateway that was being killed, for which {cut} attempts stand at {estimated} n$"
     );
-    assert!(rows >= answered, "a call that was answered is not in the ledger");
+    assert_eq!(charged + unseen, truth);
+    assert!(
+        missing <= cut,
+        "{missing} answered calls are not in the ledger, and only {cut} are known to be cut off"
+    );
+    assert!(
+        estimated >= unseen,
+        "what was held for calls that were cut off is less than their bill"
+    );
+    let rescued =
+        store.number("SELECT coalesce(sum(i.charge), 0) FROM job_items i WHERE i.state = 'rescued'");
+    let own = store.number("SELECT coalesce(sum(r.charge), 0) FROM requests r JOIN attempts a ON a.request = r.id WHERE r.origin = 'batch' AND a.tier = 'standard' AND a.usage_source = 'reported' AND a.outcome <> 'crashed'");
+    let _ = writeln!(
+        report,
+        "rescued items say {rescued} n$, the ledger's calls for them {own} n$"
+    );
+    assert!(rescued <= own, "items say that they cost more than was charged");
 }
 
 /// Budgets say what requests say, and nothing is held for jobs that are over.

@@ -1,6 +1,6 @@
 //! Callers that go on making batches while nodes come and go.
 
-use super::{KEY, MODELS, Up};
+use super::{ANTHROPIC, KEY, Up};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,14 +12,20 @@ use std::time::Duration;
 pub(super) struct Caller {
     up: Up,
     stop: Arc<AtomicBool>,
+    kinds: &'static [[&'static str; 3]],
     dice: u64,
 }
 
 impl Caller {
-    pub(super) fn new(up: Up, stop: Arc<AtomicBool>, seed: u64) -> Self {
+    pub(super) fn new(
+        (up, stop): (Up, Arc<AtomicBool>),
+        kinds: &'static [[&'static str; 3]],
+        seed: u64,
+    ) -> Self {
         Self {
             up,
             stop,
+            kinds,
             dice: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         }
     }
@@ -50,8 +56,20 @@ impl Caller {
 
     /// A few items of one kind. `None`: the node went away in the middle, and nobody knows.
     fn batch(&mut self, address: &str) -> Option<String> {
-        let model = MODELS[self.roll(MODELS.len() as u64) as usize];
+        let kind = self.kinds[self.roll(self.kinds.len() as u64) as usize];
+        let model = kind[self.roll(kind.len() as u64) as usize];
         let name = self.roll(u64::MAX);
+        if kind == ANTHROPIC {
+            let item = |number: u64| {
+                let message = json!([{"role": "user", "content": format!("{name:x} {number}")}]);
+                let params = json!({"model": model, "messages": message, "max_tokens": 20});
+                json!({"custom_id": format!("r{number}"), "params": params})
+            };
+            let requests: Vec<Value> = (0..2 + self.roll(6)).map(item).collect();
+            let ask = json!({ "requests": requests }).to_string();
+            let batch = post(address, "/v1/messages/batches", ("application/json", &ask))?;
+            return batch["id"].as_str().map(str::to_owned);
+        }
         let mut lines = String::new();
         for number in 0..2 + self.roll(6) {
             let message = json!([{"role": "user", "content": format!("{name:x} {number}")}]);

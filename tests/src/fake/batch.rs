@@ -179,6 +179,7 @@ impl Batch {
         let part = (1000 * age / length).min(1000);
         if let Some(cancelled) = self.cancel_us
             && now >= cancelled + CANCEL_US
+            && !plan.deaf
         {
             let part = (1000 * (cancelled - self.created_us) / length).min(1000);
             let part = if plan.never {
@@ -189,7 +190,8 @@ impl Batch {
             return self.end(Phase::Cancelled, now, (part, tries));
         }
         self.phase = match part {
-            _ if self.cancel_us.is_some() => Phase::Cancelling,
+            ..1000 if self.cancel_us.is_some() => Phase::Cancelling,
+            _ if self.cancel_us.is_some() && !plan.deaf => Phase::Cancelling,
             ..100 => Phase::Validating,
             100..900 => Phase::InProgress,
             900..1000 => Phase::Finalizing,
@@ -215,6 +217,7 @@ impl Batch {
                 item.fate = Fate::Errored;
                 continue;
             };
+            let call = call.at(&self.endpoint);
             let seen = tries.entry(item.text.clone()).or_default();
             *seen += 1;
             if call.script.failure(*seen - 1).is_some() {
@@ -256,6 +259,10 @@ fn model(body: &[u8]) -> String {
 
 fn text(body: &[u8]) -> String {
     let read: Value = serde_json::from_slice(body).unwrap_or_default();
+    let plain = [&read["input"], &read["prompt"], &read["input"][0]];
+    if let Some(text) = plain.iter().find_map(|value| value.as_str()) {
+        return text.to_owned();
+    }
     let last = read["messages"].as_array().and_then(|messages| messages.last());
     let content = last.map(|message| message["content"].clone()).unwrap_or_default();
     match content.as_str() {

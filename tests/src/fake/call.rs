@@ -18,6 +18,10 @@ struct Body<'a> {
     stream_options: Option<StreamOptions>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
+    max_output_tokens: Option<u32>,
+    service_tier: Option<String>,
+    /// Of embeddings and responses.
+    input: Option<Value>,
     #[serde(borrow)]
     messages: Option<&'a RawValue>,
     #[serde(default)]
@@ -62,6 +66,10 @@ pub struct Call {
     pub content: Content,
     pub stop: Stop,
     pub created: i64,
+    /// The tier that it asks for.
+    pub service_tier: Option<String>,
+    /// How many texts it wants embedded.
+    pub texts: usize,
 }
 
 impl Call {
@@ -86,11 +94,20 @@ impl Call {
             content = tool_call(tool);
             stop = Stop::Tool;
         }
+        let texts = match &read.input {
+            Some(Value::Array(items)) if items.first().is_some_and(|item| !item.is_number()) => items.len(),
+            _ => 1,
+        };
         let mut call = Self {
             id,
+            service_tier: read.service_tier,
+            texts,
             stream: read.stream,
             include_usage: read.stream_options.is_some_and(|options| options.include_usage),
-            max_tokens: read.max_completion_tokens.or(read.max_tokens),
+            max_tokens: read
+                .max_completion_tokens
+                .or(read.max_tokens)
+                .or(read.max_output_tokens),
             input_tokens: script.input_tokens.unwrap_or(body.len() as u64 / 4),
             thinking: script.think,
             model: read.model,
@@ -101,6 +118,28 @@ impl Call {
         };
         call.apply_limit();
         Ok(call)
+    }
+
+    /// The same for an endpoint: what is embedded is read and nothing is generated.
+    pub fn at(mut self, endpoint: &str) -> Self {
+        if endpoint == "/v1/embeddings" {
+            self.content = Content::Tokens { count: 0, size: 0 };
+            self.thinking = 0;
+        }
+        self
+    }
+
+    /// Flex has no room for the `seen`-th call (from 0) of a model that asks for it.
+    pub fn is_crowded_out(&self, seen: u32) -> bool {
+        self.service_tier.as_deref() == Some("flex") && seen < self.script.flex_busy
+    }
+
+    /// The tier that serves it, which the answer says and the bill follows.
+    pub fn served_tier(&self) -> &'static str {
+        match self.service_tier.as_deref() {
+            Some("flex") if !self.script.no_flex => "flex",
+            _ => "default",
+        }
     }
 
     /// The caller's output limit counts thinking and text together, as with the real services.

@@ -50,7 +50,7 @@ pub fn whole(call: &Call) -> Vec<u8> {
         "created": call.created,
         "model": call.model,
         "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish_reason(call)}],
-        "service_tier": "default",
+        "service_tier": call.served_tier(),
         "system_fingerprint": "fp_44709d6fcb",
     });
     if call.reports_usage() {
@@ -69,10 +69,11 @@ impl Chunks {
     fn new(call: &Call) -> Self {
         let head = format!(
             "data: {{\"id\":\"chatcmpl-{:029x}\",\"object\":\"chat.completion.chunk\",\"created\":{},\"model\":{},\
-             \"service_tier\":\"default\",\"system_fingerprint\":\"fp_44709d6fcb\",",
+             \"service_tier\":\"{}\",\"system_fingerprint\":\"fp_44709d6fcb\",",
             call.id,
             call.created,
-            json!(call.model)
+            json!(call.model),
+            call.served_tier()
         );
         let tail = if call.include_usage {
             ",\"usage\":null}\n\n"
@@ -132,6 +133,57 @@ pub fn events(call: Arc<Call>) -> impl Iterator<Item = Event> + Send {
     }
     last.push(Event::plain("data: [DONE]\n\n".to_owned()));
     std::iter::once(first).chain(thoughts).chain(content).chain(last)
+}
+
+/// The answer of an endpoint that is not chat.
+pub fn plain(endpoint: &str, call: &Call) -> Value {
+    let (input, output) = (call.input_tokens, call.reported_output());
+    match endpoint {
+        "/v1/embeddings" => {
+            let one =
+                |index| json!({"object": "embedding", "index": index, "embedding": [index, 0.5, -0.25]});
+            json!({
+                "object": "list", "model": call.model, "data": (0..call.texts).map(one).collect::<Vec<_>>(),
+                "usage": {"prompt_tokens": input, "total_tokens": input},
+            })
+        }
+        "/v1/completions" => json!({
+            "id": format!("cmpl-{:029x}", call.id), "object": "text_completion", "created": call.created,
+            "model": call.model,
+            "choices": [{"index": 0, "text": call.whole(), "logprobs": null, "finish_reason": finish_reason(call)}],
+            "usage": {"prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output},
+        }),
+        _ => response(call),
+    }
+}
+
+/// A finished response.
+pub fn response(call: &Call) -> Value {
+    let (input, output) = (call.input_tokens, call.reported_output());
+    let (status, details) = match call.stop {
+        Stop::Limit => ("incomplete", json!({"reason": "max_output_tokens"})),
+        _ => ("completed", Value::Null),
+    };
+    json!({
+        "id": format!("resp_{:048x}", call.id), "object": "response", "created_at": call.created, "status": status,
+        "error": null, "incomplete_details": details, "model": call.model, "service_tier": call.served_tier(),
+        "output": [{
+            "id": format!("msg_{:048x}", call.id), "type": "message", "role": "assistant", "status": status,
+            "content": [{"type": "output_text", "text": call.whole(), "annotations": []}],
+        }],
+        "usage": {
+            "input_tokens": input, "output_tokens": output, "total_tokens": input + output,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": call.thinking},
+        },
+    })
+}
+
+/// Flex has no room now.
+pub fn crowded_out() -> Vec<u8> {
+    let message = "Flex processing has no resources available for this request. Try again later.";
+    let error = json!({"message": message, "type": "rate_limit_error", "param": null, "code": "resource_unavailable"});
+    json!({"error": error}).to_string().into_bytes()
 }
 
 /// An error body with the type and code the service uses for `status`.

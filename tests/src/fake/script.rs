@@ -52,6 +52,12 @@ pub struct Script {
     pub echo: bool,
     /// Write into each token when it was sent.
     pub stamp: bool,
+    /// Say in every answer that the next request would wait so long, as our own engine does.
+    pub wait_ms: Option<u64>,
+    /// Flex has no room for the first so many calls that ask for it.
+    pub flex_busy: u32,
+    /// Whoever asks for flex is served, and billed, at the usual tier.
+    pub no_flex: bool,
     /// What becomes of a batch whose first item is this one.
     pub batch: BatchPlan,
 }
@@ -67,6 +73,8 @@ pub struct BatchPlan {
     pub expires: bool,
     /// It does not end by itself.
     pub never: bool,
+    /// It is told to stop and goes on.
+    pub deaf: bool,
     /// Of a thousand items, so many are done when it expires, or when one that never ends is cancelled.
     pub part_permille: i64,
 }
@@ -78,6 +86,7 @@ impl Default for BatchPlan {
             fails: false,
             expires: false,
             never: false,
+            deaf: false,
             part_permille: 0,
         }
     }
@@ -103,6 +112,9 @@ impl Default for Script {
             deaf: false,
             echo: false,
             stamp: false,
+            wait_ms: None,
+            flex_busy: 0,
+            no_flex: false,
             batch: BatchPlan::default(),
         }
     }
@@ -141,10 +153,14 @@ impl Script {
             ("cut", _) => self.cut_after = Some(number(part, value)?),
             ("stall", _) => self.stall_after = Some(number(part, value)?),
             ("failfirst", _) => self.fail_first = Some(number(part, value)?),
+            ("wait", _) => self.wait_ms = Some(number(part, value)?),
+            ("flexbusy", _) => self.flex_busy = number(part, value)?,
+            ("noflex", "") => self.no_flex = true,
             ("batch", _) => self.batch.length = Duration::from_millis(number(part, value)?),
             ("bpart", _) => self.batch.part_permille = number::<i64>(part, value)? * 10,
             ("bfails", "") => self.batch.fails = true,
             ("bexpires", "") => self.batch.expires = true,
+            ("bdeaf", "") => self.batch.deaf = true,
             ("bnever", "") => self.batch.never = true,
             ("tools", "") => self.tools = true,
             ("hang", "") => self.hang = true,

@@ -105,6 +105,9 @@ async fn handle(request: Request<Incoming>, log: &Arc<Log>) -> Response<Body> {
         (&Method::GET, "/_fake/batches") => json(&log.batches.shown()),
         (_, path) if is_batch(path) => batch(request, log).await,
         (&Method::POST, "/v1/chat/completions") => answer(Wire::Openai, request, log).await,
+        (&Method::POST, "/v1/embeddings" | "/v1/completions" | "/v1/responses") => {
+            answer(Wire::Openai, request, log).await
+        }
         (&Method::POST, "/v1/messages") => answer(Wire::Anthropic, request, log).await,
         (_, path) => {
             let message = format!("Invalid URL ({} {path})", request.method());
@@ -166,8 +169,9 @@ async fn answer(wire: Wire, request: Request<Incoming>, log: &Arc<Log>) -> Respo
     let scripted = head.headers.get("x-fake").and_then(|value| value.to_str().ok());
     let mut id = 0;
     ticket.update(|entry| id = entry.id);
+    let endpoint = head.uri.path();
     let call = match Call::read(id, &body, scripted) {
-        Ok(call) => call,
+        Ok(call) => call.at(endpoint),
         Err(message) => return finish(&mut ticket, failure(wire, 400, &message, None)),
     };
     ticket.body_read(&body, &call.model, call.stream);
@@ -189,11 +193,25 @@ async fn answer(wire: Wire, request: Request<Incoming>, log: &Arc<Log>) -> Respo
             failure(wire, status, &message, call.script.retry_after),
         );
     }
-    if call.stream {
+    if call.script.flex_busy > 0 {
+        let flex = format!("flex of {}", call.model);
+        if call.is_crowded_out(log.count_model(&flex)) {
+            let head = response(wire, 429).header("content-type", "application/json");
+            return finish(&mut ticket, head.body(full(openai::crowded_out())).unwrap());
+        }
+    }
+    let wait = call.script.wait_ms;
+    let mut response = if call.stream {
         stream(wire, call, ticket)
     } else {
-        whole(wire, call, ticket).await
+        whole((wire, endpoint), call, ticket).await
+    };
+    if let Some(wait) = wait {
+        response
+            .headers_mut()
+            .insert("x-local-expected-wait-ms", wait.into());
     }
+    response
 }
 
 /// What the real services object to before they look at the model.
@@ -229,7 +247,7 @@ fn stream(wire: Wire, call: Call, ticket: Ticket) -> Response<Body> {
 }
 
 /// Generates for as long as the stream would have taken, then answers at once.
-async fn whole(wire: Wire, call: Call, mut ticket: Ticket) -> Response<Body> {
+async fn whole((wire, endpoint): (Wire, &str), call: Call, mut ticket: Ticket) -> Response<Body> {
     for index in 0..call.output_tokens() {
         if index > 0 && !call.script.gap.is_zero() {
             tokio::time::sleep(call.script.gap).await;
@@ -240,9 +258,10 @@ async fn whole(wire: Wire, call: Call, mut ticket: Ticket) -> Response<Body> {
         ticket.token();
     }
     ticket.first_byte(200);
-    let body = match wire {
-        Wire::Openai => openai::whole(&call),
-        Wire::Anthropic => anthropic::whole(&call),
+    let body = match (wire, endpoint) {
+        (Wire::Openai, "/v1/chat/completions") => openai::whole(&call),
+        (Wire::Openai, _) => openai::plain(endpoint, &call).to_string().into_bytes(),
+        (Wire::Anthropic, _) => anthropic::whole(&call),
     };
     let head = response(wire, 200).header("content-type", "application/json");
     if call.script.cut_after.is_none() {

@@ -339,6 +339,10 @@ pub fn read_answer(
     upstream: Dialect,
     body: Bytes,
 ) -> Result<(Bytes, Progress), AnswerError> {
+    if request.facts.surface.is_plain() {
+        let progress = crate::whole::read_plain(&body)?;
+        return Ok((body, progress));
+    }
     let progress = crate::whole::read(upstream, &body)?;
     if request.dialect == upstream && !request.facts.stream {
         return Ok((body, progress));

@@ -2,7 +2,7 @@
 
 use crate::patch::patch;
 use crate::request::Request;
-use crate::{anthropic, openai};
+use crate::{anthropic, openai, plain};
 use bytes::Bytes;
 use exchange::{Dialect, Thinking};
 use serde_json::Value;
@@ -59,6 +59,8 @@ pub enum EncodeError {
         "requests cannot be put into the dialect {0} yet: choose a deployment that speaks openai_chat or anthropic"
     )]
     Unsupported(Dialect),
+    #[error("a provider that speaks {0} has no {1}: choose a model of one that speaks openai_chat")]
+    NoEndpoint(Dialect, &'static str),
     #[error("the body cannot be translated for this provider: {0}")]
     Invalid(String),
 }
@@ -68,6 +70,17 @@ pub enum EncodeError {
 /// # Errors
 /// The dialect is not served, or the body is broken where only a full parse sees it.
 pub fn encode(request: &Request, target: &Target<'_>) -> Result<Encoded, EncodeError> {
+    let endpoint = request.facts.surface.endpoint();
+    if request.facts.surface.is_plain() {
+        if target.dialect != Dialect::OpenaiChat {
+            return Err(EncodeError::NoEndpoint(target.dialect, endpoint));
+        }
+        return Ok(Encoded {
+            path: endpoint.strip_prefix("/v1").unwrap_or(endpoint),
+            body: plain::patch(request, target),
+            losses: Vec::new(),
+        });
+    }
     let path = match target.dialect {
         Dialect::OpenaiChat => "/chat/completions",
         Dialect::Anthropic => "/messages",

@@ -1,7 +1,8 @@
 //! Wire formats, without a socket in sight: requests read and patched or translated, answers relayed, folded and
 //! metered, errors told in the caller's own shape.
 //!
-//! Owns: OpenAI chat completions and Anthropic messages, in both directions. Refuses to know: sockets, prices,
+//! Owns: OpenAI chat completions and Anthropic messages, in both directions; OpenAI's embeddings, completions and
+//! responses, which pass as they are. Refuses to know: sockets, prices,
 //! accounts, time. Invariants: between equal dialects unknown fields survive byte for byte; what a translation cannot
 //! carry is listed as a `Loss`; usage leaves here in disjoint classes.
 
@@ -14,6 +15,7 @@ mod models;
 mod neutral;
 mod openai;
 mod patch;
+mod plain;
 mod request;
 mod scan;
 mod sse;
@@ -26,5 +28,5 @@ pub use encode::{EncodeError, Encoded, Loss, Target, encode};
 pub use error::{UpstreamError, error_body, upstream_error};
 pub use models::{ModelEntry, model_list};
 pub use neutral::Finish;
-pub use request::{ReadError, Request, read_request};
+pub use request::{ReadError, Request, read_request, read_surface};
 pub use tap::Progress;

@@ -163,13 +163,13 @@ fn set_thinking(
 
 /// Values replaced where they stand, and fields put before the closing brace.
 #[derive(Default)]
-struct Edits {
+pub(crate) struct Edits {
     replaced: Vec<(Span, String)>,
     added: String,
 }
 
 impl Edits {
-    fn set(&mut self, spot: Option<&Span>, name: &str, value: String) {
+    pub(crate) fn set(&mut self, spot: Option<&Span>, name: &str, value: String) {
         match spot {
             Some(span) => self.replaced.push((span.clone(), value)),
             None => {
@@ -181,7 +181,7 @@ impl Edits {
         }
     }
 
-    fn apply(mut self, request: &Request) -> Bytes {
+    pub(crate) fn apply(mut self, request: &Request) -> Bytes {
         let raw = &request.raw;
         if self.replaced.is_empty() && self.added.is_empty() {
             return raw.clone();

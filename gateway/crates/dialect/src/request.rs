@@ -7,6 +7,7 @@
 mod conversation;
 mod words;
 
+use crate::plain;
 use crate::scan::{Broken, Cursor, Span};
 use bytes::Bytes;
 use conversation::Conversation;
@@ -41,6 +42,9 @@ pub(crate) struct Spots {
     pub(crate) stream: Option<Span>,
     pub(crate) max_tokens: Option<Span>,
     pub(crate) max_completion_tokens: Option<Span>,
+    pub(crate) max_output_tokens: Option<Span>,
+    /// Texts in an `input`.
+    pub(crate) inputs: u32,
     pub(crate) stream_options: Option<Span>,
     pub(crate) reasoning_effort: Option<Span>,
     pub(crate) thinking: Option<Span>,
@@ -64,7 +68,7 @@ pub(crate) struct Spots {
 }
 
 /// Every top-level field that is read or changed here. Each may be given once.
-const KNOWN: [&[u8]; 20] = [
+const KNOWN: [&[u8]; 24] = [
     b"model",
     b"messages",
     b"system",
@@ -85,6 +89,10 @@ const KNOWN: [&[u8]; 20] = [
     b"top_k",
     b"tool_choice",
     b"output_format",
+    b"input",
+    b"prompt",
+    b"max_output_tokens",
+    b"background",
 ];
 
 /// More labels than this are not kept; what they label is passed on all the same.
@@ -95,16 +103,22 @@ const MOST_LABELS: usize = 64;
 /// # Errors
 /// Not JSON, or not a request: said in the caller's terms, with the byte or the field at fault.
 pub fn read_request(dialect: Dialect, raw: Bytes) -> Result<Request, ReadError> {
-    let surface = match dialect {
-        Dialect::OpenaiChat => Surface::ChatCompletions,
-        Dialect::Anthropic => Surface::Messages,
-        other => {
-            return Err(error(
-                format!("requests in the dialect {other} are not served yet"),
-                None,
-            ));
-        }
-    };
+    match dialect {
+        Dialect::OpenaiChat => read_surface(Surface::ChatCompletions, raw),
+        Dialect::Anthropic => read_surface(Surface::Messages, raw),
+        other => Err(error(
+            format!("requests in the dialect {other} are not served yet"),
+            None,
+        )),
+    }
+}
+
+/// Reads the body of a request for an endpoint.
+///
+/// # Errors
+/// Not JSON, or not a request: said in the caller's terms, with the byte or the field at fault.
+pub fn read_surface(surface: Surface, raw: Bytes) -> Result<Request, ReadError> {
+    let dialect = surface.dialect();
     simdutf8::basic::from_utf8(&raw).map_err(|_| {
         let valid = std::str::from_utf8(&raw).map_or_else(|invalid| invalid.valid_up_to(), str::len);
         error(format!("the body is not UTF-8: byte {valid} is invalid"), None)
@@ -134,6 +148,13 @@ pub fn read_request(dialect: Dialect, raw: Bytes) -> Result<Request, ReadError> 
         received_unix_s: 0,
         spots,
     })
+}
+
+impl Request {
+    /// How many texts an `input` holds; providers bound their sum over a batch of embeddings.
+    pub fn inputs(&self) -> u32 {
+        self.spots.inputs
+    }
 }
 
 fn error(message: String, param: Option<&str>) -> ReadError {
@@ -205,14 +226,28 @@ impl Reader<'_> {
         if spots.model.is_none() {
             return Err(error("the field `model` is missing".into(), Some("model")));
         }
-        if conversation.messages == 0 {
+        let surface = facts.surface;
+        if surface.is_plain() {
+            let content = plain::content(surface);
+            // A response may go on from what the provider has kept.
+            if facts.input_tokens == 0 && surface != Surface::Responses {
+                return Err(error(format!("the field `{content}` is missing"), Some(content)));
+            }
+            if facts.stream {
+                let problem = format!("answers of {} are not streamed here", surface.endpoint());
+                return Err(error(problem, Some("stream")));
+            }
+            if surface == Surface::Embeddings {
+                facts.max_output_tokens = Some(0);
+            }
+        } else if conversation.messages == 0 {
             return Err(error(
                 "the field `messages` is missing or empty".into(),
                 Some("messages"),
             ));
         }
         facts.body_bytes = self.text.len() as u64;
-        facts.input_tokens = conversation.input_tokens();
+        facts.input_tokens += conversation.input_tokens();
         // A text that only speaks of it makes more money be held, not charged.
         facts.hour_cache =
             facts.dialect == Dialect::Anthropic && memchr::memmem::find(self.text, b"\"1h\"").is_some();
@@ -236,6 +271,7 @@ impl Reader<'_> {
         self.check_key(&key);
         let key = &self.text[key];
         match (key, cursor.peek()) {
+            _ if self.facts.surface.is_plain() => {}
             (b"messages", b'[') => return cursor.array(|cursor| self.message(cursor)),
             (b"messages", _) => self.wrong("the field `messages` must be an array", "messages"),
             (b"system", _) => return self.conversation.system(cursor),
@@ -265,6 +301,7 @@ impl Reader<'_> {
                 self.facts.max_output_tokens = self.facts.max_output_tokens.or(limit);
                 self.spots.max_tokens = Some(span);
             }
+            _ if self.facts.surface.is_plain() && self.plain(key, &span) => {}
             b"max_completion_tokens" => {
                 let limit = self.limit(value, "max_completion_tokens");
                 self.facts.max_output_tokens = limit.or(self.facts.max_output_tokens);
@@ -273,6 +310,30 @@ impl Reader<'_> {
             _ => self.option(key, span),
         }
         Ok(())
+    }
+
+    /// The fields of endpoints that pass as they are; false for those that all have.
+    fn plain(&mut self, key: &[u8], span: &Span) -> bool {
+        let value = &self.text[span.clone()];
+        match key {
+            b"input" | b"prompt" | b"instructions" | b"tools" if value != b"null" => {
+                self.facts.input_tokens += plain::weight(value);
+                if key == b"input" && self.facts.surface == Surface::Embeddings {
+                    self.spots.inputs = plain::inputs(value);
+                }
+            }
+            b"max_output_tokens" => {
+                self.facts.max_output_tokens = self.limit(value, "max_output_tokens");
+                self.spots.max_output_tokens = Some(span.clone());
+            }
+            b"background" if value == b"true" => {
+                let problem = "`background` is not served here: send the request as a job or in a batch";
+                self.wrong(problem, "background");
+            }
+            b"service_tier" | b"metadata" | b"n" => return false,
+            _ => {}
+        }
+        true
     }
 
     /// The fields of which only a little matters.

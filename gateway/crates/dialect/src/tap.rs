@@ -30,6 +30,8 @@ pub struct Progress {
     pub model_served: Option<Box<str>>,
     /// The tier that the provider says it served, which is the one it charges.
     pub service_tier: Option<Box<str>>,
+    /// What the provider says the answer cost, in nano-dollars: our own engine does.
+    pub cost_nanodollars: Option<i64>,
 }
 
 impl Progress {
@@ -38,6 +40,16 @@ impl Progress {
             self.output_bytes += bytes as u64;
             self.deltas += 1;
             self.started = true;
+        }
+    }
+
+    /// Takes the cost that a `usage` tells, if it tells one.
+    pub(crate) fn told_cost(&mut self, usage: &Value) {
+        if let Some(cost) = usage["x_local_cost_nanodollars"]
+            .as_i64()
+            .filter(|cost| *cost >= 0)
+        {
+            self.cost_nanodollars = Some(cost);
         }
     }
 
@@ -144,6 +156,7 @@ impl Tap {
         progress.generated(bytes);
         if let Some(usage) = openai::usage(&chunk["usage"]) {
             progress.usage = Some(usage);
+            progress.told_cost(&chunk["usage"]);
         }
         if self.head.is_none() {
             let field = |name: &str| (name.to_owned(), chunk[name].clone());
@@ -179,6 +192,7 @@ impl Tap {
                 progress.served(&Value::Null, &event["usage"]["service_tier"]);
                 self.counts.input(&event["usage"]);
                 self.counts.output(&event["usage"]);
+                progress.told_cost(&event["usage"]);
                 progress.usage = Some(self.counts.usage());
             }
             "message_stop" => progress.complete = true,

@@ -3,7 +3,7 @@
 use crate::answer::AnswerError;
 use crate::scan::{Broken, Cursor, Span, string_lengths};
 use crate::tap::Progress;
-use crate::{anthropic, error, openai};
+use crate::{anthropic, error, openai, plain};
 use exchange::Dialect;
 use serde_json::Value;
 
@@ -12,6 +12,24 @@ use serde_json::Value;
 /// # Errors
 /// The body is not JSON, not an answer, or the provider's error.
 pub(crate) fn read(dialect: Dialect, body: &[u8]) -> Result<Progress, AnswerError> {
+    read_by(body, |reader, cursor, key| match dialect {
+        Dialect::Anthropic => reader.anthropic(cursor, key),
+        _ => reader.openai(cursor, key),
+    })
+}
+
+/// The same of an endpoint of OpenAI's that passes as it is.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_plain(body: &[u8]) -> Result<Progress, AnswerError> {
+    read_by(body, Reader::plain)
+}
+
+fn read_by<'a>(
+    body: &'a [u8],
+    field: impl Fn(&mut Reader<'a>, &mut Cursor<'_>, Span) -> Result<(), Broken>,
+) -> Result<Progress, AnswerError> {
     let invalid = |message: String| Err(AnswerError::Invalid(message));
     if simdutf8::basic::from_utf8(body).is_err() {
         return invalid("it is not UTF-8".into());
@@ -26,10 +44,7 @@ pub(crate) fn read(dialect: Dialect, body: &[u8]) -> Result<Progress, AnswerErro
         has_content: false,
         error: None,
     };
-    let read = cursor.object(|cursor, key| match dialect {
-        Dialect::Anthropic => reader.anthropic(cursor, key),
-        _ => reader.openai(cursor, key),
-    });
+    let read = cursor.object(|cursor, key| field(&mut reader, cursor, key));
     if let Err(Broken(at)) = read.and_then(|()| cursor.end()) {
         return invalid(format!("it is not valid JSON at byte {at}"));
     }
@@ -72,7 +87,10 @@ impl Reader<'_> {
                 match key {
                     b"model" => self.progress.served(&value, &Value::Null),
                     b"service_tier" => self.progress.served(&Value::Null, &value),
-                    b"usage" => self.progress.usage = openai::usage(&value),
+                    b"usage" => {
+                        self.progress.usage = openai::usage(&value);
+                        self.progress.told_cost(&value);
+                    }
                     _ => self.error = error::said(&value),
                 }
             }
@@ -81,6 +99,28 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    fn plain(&mut self, cursor: &mut Cursor<'_>, key: Span) -> Result<(), Broken> {
+        match (&self.text[key.clone()], cursor.peek()) {
+            // Vectors are not generated text.
+            (b"data", b'[') => {
+                self.has_content = true;
+                cursor.skip().map(drop)
+            }
+            (b"choices" | b"output", b'[') => {
+                self.has_content = true;
+                let bytes = cursor.skip()?.len();
+                self.progress.generated(bytes);
+                Ok(())
+            }
+            (b"usage", _) => {
+                let value = cursor.skip().map(|span| self.parse(span))?;
+                self.progress.usage = openai::usage(&value).or_else(|| plain::responses_usage(&value));
+                Ok(())
+            }
+            _ => self.openai(cursor, key),
+        }
     }
 
     fn choice(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
@@ -133,6 +173,7 @@ impl Reader<'_> {
                     b"usage" => {
                         self.progress.served(&Value::Null, &value["service_tier"]);
                         self.progress.usage = anthropic::usage(&value);
+                        self.progress.told_cost(&value);
                     }
                     _ => self.error = error::said(&value),
                 }

@@ -24,9 +24,49 @@ spelled!(Dialect {
 pub enum Surface {
     ChatCompletions,
     Messages,
+    Embeddings,
+    /// OpenAI's completions of before chat.
+    Completions,
+    Responses,
 }
 
-spelled!(Surface { ChatCompletions => "chat_completions", Messages => "messages" });
+spelled!(Surface {
+    ChatCompletions => "chat_completions",
+    Messages => "messages",
+    Embeddings => "embeddings",
+    Completions => "completions",
+    Responses => "responses",
+});
+
+impl Surface {
+    /// The path that callers, batches and providers name it by.
+    pub const fn endpoint(self) -> &'static str {
+        match self {
+            Self::ChatCompletions => "/v1/chat/completions",
+            Self::Messages => "/v1/messages",
+            Self::Embeddings => "/v1/embeddings",
+            Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
+        }
+    }
+
+    pub fn of_endpoint(endpoint: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|one| one.endpoint() == endpoint)
+    }
+
+    /// Whose shape its requests and errors have.
+    pub const fn dialect(self) -> Dialect {
+        match self {
+            Self::Messages => Dialect::Anthropic,
+            _ => Dialect::OpenaiChat,
+        }
+    }
+
+    /// Its requests and answers pass as they are, whole, between a caller and a provider of the same kind.
+    pub const fn is_plain(self) -> bool {
+        matches!(self, Self::Embeddings | Self::Completions | Self::Responses)
+    }
+}
 
 /// Everything routing may depend on. Safe to store and to replay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -114,6 +114,7 @@ async fn administer(ledger: Ledger, until: Instant) -> u32 {
             created_us: change.at_us,
             expires_us: None,
             disabled: false,
+            rates: ledger::Rates::default(),
             revoked: false,
             source: Source::Api,
             secrets: vec![secret],

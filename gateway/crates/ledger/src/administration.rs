@@ -7,6 +7,7 @@ use crate::books::Balance;
 use crate::budget::Budget;
 use crate::keys::{StoredKey, StoredSecret};
 use crate::ledger::Ledger;
+use crate::rates::Rates;
 use crate::store::{
     Account, AccountChange, Alert, AuditEntry, BudgetChange, Change, EditError, KeyChange, Range, Reply,
     StoreError, StoredAlert, StoredBudget, Subtree, Summary, UsageQuery, UsageRow,
@@ -28,10 +29,10 @@ impl Ledger {
     /// See [`EditError`].
     pub async fn create_account(
         &self,
-        (path, title): (&AccountPath, &str),
+        (path, title, rates): (&AccountPath, &str, Rates),
         change: Change<'_>,
     ) -> Result<Account, EditError> {
-        let made = self.store().create_account((path, title), change).await?;
+        let made = self.store().create_account((path, title, rates), change).await?;
         known(self, made).await
     }
 

@@ -78,6 +78,8 @@ pub struct Job {
     pub ended_us: i64,
     pub expires_us: i64,
     pub problem: String,
+    /// When an answer was first read after its end.
+    pub read_us: i64,
 }
 
 /// An item to be stored.
@@ -246,6 +248,24 @@ pub struct Waitable {
     pub days: i64,
     /// What a batch takes, where one has been seen.
     pub batch_us: Option<i64>,
+}
+
+/// How long the answers of jobs lay before somebody read them.
+#[derive(Clone, Debug)]
+pub struct FirstRead {
+    pub org: String,
+    pub team: String,
+    pub workflow: String,
+    pub provider: String,
+    pub model: String,
+    /// Whose job's answers were read.
+    pub items: i64,
+    pub charge: Money,
+    /// What rescues, made to be in time, cost more than a batch.
+    pub left: Money,
+    /// From request to answer, and from the answer to its first reading, on average.
+    pub answer_us: i64,
+    pub lay_us: i64,
 }
 
 /// A pack's row.

@@ -3,7 +3,7 @@
 
 use crate::books::Round;
 use crate::definitions::Definitions;
-use crate::store::StoreError;
+use crate::store::{Kept, StoreError};
 use crate::writer::{Desk, Writer};
 use exchange::Money;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,8 +42,7 @@ pub struct Leases {
     /// For so long a node is to go on while the store is away: it keeps as much of each budget as it has lately used in
     /// that time, where the limit leaves room.
     pub outage: Duration,
-    /// For how many days requests and attempts are kept; for good where there is no number.
-    pub keep_days: Option<u32>,
+    pub kept: Kept,
 }
 
 impl Default for Leases {
@@ -52,7 +51,7 @@ impl Default for Leases {
             when_away: WhenAway::FailClosed,
             lapse_after: Duration::from_secs(600),
             outage: Duration::from_secs(60),
-            keep_days: None,
+            kept: Kept::default(),
         }
     }
 }
@@ -240,7 +239,10 @@ impl Task {
         if self.beats >= UPKEEP {
             self.beats = 0;
             let now_us = (self.desk.clock)();
-            if let Err(error) = self.desk.store.upkeep(now_us, self.leases.keep_days).await {
+            self.definitions
+                .forget(self.leases.kept.secrets_since(now_us))
+                .await;
+            if let Err(error) = self.desk.store.upkeep(now_us, self.leases.kept).await {
                 tracing::warn!(%error, "the store could not be tidied; it is tried again in an hour");
             }
         }

@@ -4,6 +4,7 @@
 //! SHA-256 alone. The index is a hash map behind one atomic pointer: readers take no lock and wait for nobody; a change
 //! is made in a copy by whoever heard of it.
 
+use crate::rates::Rates;
 use crate::store::{Account, Source};
 use arc_swap::ArcSwap;
 use exchange::{AccountPath, Grants, KeyHash};
@@ -81,6 +82,7 @@ pub struct StoredKey {
     pub created_us: i64,
     pub expires_us: Option<i64>,
     pub disabled: bool,
+    pub rates: Rates,
     /// For good.
     pub revoked: bool,
     pub source: Source,
@@ -257,6 +259,16 @@ impl Keyring {
         self.index.load().is_closed(account)
     }
 
+    /// Forgets secrets that ended before this. One caller at a time.
+    pub(crate) fn forget(&self, before_us: i64) {
+        let index = self.index.load();
+        if index.by_hash.values().any(|entry| entry.until_us < before_us) {
+            let mut index = Index::clone(&index);
+            index.by_hash.retain(|_, entry| entry.until_us >= before_us);
+            self.index.store(Arc::new(index));
+        }
+    }
+
     /// Takes over what has changed. One caller at a time.
     pub(crate) fn amend(&self, keys: Vec<StoredKey>, accounts: &[Account]) {
         let keys: Vec<StoredKey> = keys.into_iter().filter(|key| key.source == Source::Api).collect();
@@ -333,6 +345,7 @@ mod tests {
             created_us: 0,
             expires_us: Some(1000),
             disabled: false,
+            rates: Rates::default(),
             revoked: false,
             source: Source::Api,
             secrets: secrets.iter().map(secret).collect(),
@@ -344,6 +357,7 @@ mod tests {
             path: "acme/search".parse().unwrap(),
             title: String::new(),
             disabled,
+            rates: Rates::default(),
             source: Source::Api,
             created_us: 0,
         }
@@ -361,6 +375,8 @@ mod tests {
         let left = |now| ring.holder(&KeyHash([1; 32]), now).map(drop);
         assert_eq!((left(999), left(1000)), (Ok(()), Err(NotAccepted::Expired)));
         assert!(ring.operator(&KeyHash([2; 32]), 0).is_err());
+        ring.forget(501);
+        assert_eq!((ask(1, 0), ask(2, 0)), (Err(NotAccepted::Unknown), Ok(())));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::definitions::Definitions;
 use crate::journal::{Entry, Fsync, Journal, JournalError, Shared};
 use crate::keeper::{Keeper, Leases};
 use crate::keys::{KeySpec, Keyring, NotAccepted, Operator, Principal};
+use crate::rates::{Limited, Registry};
 use crate::reservation::Reservation;
 use crate::settlement::{Settlement, settled_at};
 use crate::store::{Alert, Change, Database, Store, StoreError, StoredRequest};
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 
 /// Alerts that may wait for someone to take them.
@@ -128,6 +129,14 @@ pub async fn migrate(database: &Database) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Looks whether the store can be reached, and changes nothing.
+///
+/// # Errors
+/// It cannot; [`StoreError::is_away`] tells whether it may be tried again.
+pub async fn reach(database: Database) -> Result<(), StoreError> {
+    Store::reach(&database).await
+}
+
 impl Ledger {
     /// Opens store and journal, accounts for whatever an earlier process left unfinished, and takes over budgets.
     ///
@@ -136,9 +145,7 @@ impl Ledger {
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let (journal, left) = Journal::open(&settings.journal, settings.fsync)?;
         let store = Store::open(&settings.database, journal.node().clone()).await?;
-        store
-            .upkeep((settings.clock)(), settings.leases.keep_days)
-            .await?;
+        store.upkeep((settings.clock)(), settings.leases.kept).await?;
         let was_lapsed = store.register().await?;
         replay(&store, crash::recover(left.entries), was_lapsed).await?;
         for segment in left.segments {
@@ -164,7 +171,10 @@ impl Ledger {
         let keyring = Arc::new(Keyring::new(&settings.keys));
         let seen = store.version().await?;
         books.amend(store.changed_budgets(-1).await?);
-        keyring.amend(store.keys_since(-1).await?, &store.accounts_since(-1).await?);
+        let (keys, known) = (store.keys_since(-1).await?, store.accounts_since(-1).await?);
+        let rates = Registry::default();
+        rates.amend(&keys, &known);
+        keyring.amend(keys, &known);
         books.all((settings.clock)());
         let (alerts, receiver) = mpsc::channel(ALERTS);
         let desk = Desk {
@@ -176,7 +186,7 @@ impl Ledger {
             clock: settings.clock,
         };
         let writer = Arc::new(Writer::start(desk.clone()));
-        let definitions = Arc::new(Definitions::new(&desk, keyring.clone(), seen));
+        let definitions = Arc::new(Definitions::new(&desk, (keyring.clone(), rates), seen));
         let keeper = Keeper::start(desk.clone(), writer.clone(), settings.leases, definitions.clone());
         let first = keeper.answered();
         keeper.wake();
@@ -216,6 +226,11 @@ impl Ledger {
     /// Nobody does, or it is not accepted now.
     pub fn operator(&self, hash: &KeyHash, now_unix_us: i64) -> Result<Operator, NotAccepted> {
         self.0.keyring.operator(hash, now_unix_us)
+    }
+
+    /// The rate limits that administrators gave, as they change.
+    pub fn rates(&self) -> watch::Receiver<Arc<Limited>> {
+        self.0.definitions.rates()
     }
 
     /// Whether an account, or one above it, is switched off.

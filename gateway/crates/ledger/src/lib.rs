@@ -15,6 +15,7 @@ mod journal;
 mod keeper;
 mod keys;
 mod ledger;
+mod rates;
 mod reservation;
 mod settlement;
 mod store;
@@ -30,11 +31,12 @@ pub use jobs::{
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};
 pub use keys::{KeySpec, NotAccepted, Operator, Principal, Role, StoredKey, StoredSecret, parse_network};
-pub use ledger::{AccountSpec, Ask, Counts, Denied, Ledger, OpenError, Settings, migrate};
+pub use ledger::{AccountSpec, Ask, Counts, Denied, Ledger, OpenError, Settings, migrate, reach};
+pub use rates::{Limited, Rates, RatesChange};
 pub use reservation::{BeginError, Intent, Opening, Reservation};
 pub use store::{
     Account, AccountChange, Alert, Answered, AuditEntry, Billed, BilledLine, BudgetChange, Change, Database,
-    Dimension, EditError, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
+    Dimension, EditError, Kept, KeyChange, Outcome, Range, Reply, ServedBy, Source, StoreError, StoredAlert,
     StoredAttempt, StoredBudget, StoredDecision, StoredOutcome, StoredRequest, Subtree, Summary, UsageQuery,
     UsageRow, Waiting, billed, decisions,
 };

@@ -37,12 +37,14 @@ pub use outcomes::{Answered, Outcome, ServedBy};
 pub(crate) use post::{Posted, Spend};
 pub use read::{Range, StoredAttempt, StoredRequest, Summary};
 pub use replies::Reply;
+pub use upkeep::Kept;
 pub use usage::{Dimension, UsageQuery, UsageRow};
 
 use sql::Pool;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -129,7 +131,41 @@ pub(crate) struct Store {
     node: Arc<str>,
 }
 
+impl StoreError {
+    /// The store may answer later: it cannot be connected to, or it starts, stops or is full.
+    pub fn is_away(&self) -> bool {
+        let (Self::Open { source, .. } | Self::Query { source, .. } | Self::Unsure(source)) = self else {
+            return matches!(self, Self::Silent(_));
+        };
+        match source {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+            // Connection exceptions, too many connections, shutting down and starting up.
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                code.starts_with("08") || matches!(&*code, "53300" | "57P01" | "57P02" | "57P03")
+            }),
+            _ => false,
+        }
+    }
+}
+
 impl Store {
+    /// Connects to a database of which others know, once. A file is there when it is opened.
+    pub(crate) async fn reach(database: &Database) -> Result<(), StoreError> {
+        let Database::Postgres { url, .. } = database else {
+            return Ok(());
+        };
+        let open = |source| StoreError::Open {
+            database: database.to_string(),
+            source,
+        };
+        let options = PgConnectOptions::from_str(url).map_err(open)?;
+        let connected = tokio::time::timeout(CONNECT, options.application_name("tollgate").connect()).await;
+        let connection = connected
+            .map_err(|_| StoreError::Silent(CONNECT))?
+            .map_err(open)?;
+        connection.close().await.map_err(open)
+    }
+
     /// Connects and brings the schema up to date. `node` is whose leases and rows it works with.
     pub(crate) async fn open(database: &Database, node: Arc<str>) -> Result<Self, StoreError> {
         let shown = database.to_string();

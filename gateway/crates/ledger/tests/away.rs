@@ -141,3 +141,21 @@ async fn an_allowance_is_let_out_once() {
     server.start_again();
     ledger.close().await;
 }
+
+#[tokio::test]
+async fn a_store_that_may_come_back_is_told_from_one_that_refuses() {
+    let mut server = Postgres::start(&["fsync = off"]);
+    let at = |url: String| Database::Postgres { url, connections: 3 };
+    ledger::reach(at(server.url())).await.unwrap();
+    let nowhere = ledger::reach(at(server.url().replace("/tollgate", "/nowhere")))
+        .await
+        .unwrap_err();
+    assert!(!nowhere.is_away(), "{nowhere}");
+    assert!(!ledger::reach(at("not a URL".into())).await.unwrap_err().is_away());
+    server.kill();
+    let away = ledger::reach(at(server.url())).await.unwrap_err();
+    assert!(
+        away.is_away() && away.to_string().contains("that it is running"),
+        "{away}"
+    );
+}

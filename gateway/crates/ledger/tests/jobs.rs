@@ -86,6 +86,7 @@ fn job(id: &str, kind: JobKind, state: &str) -> Job {
         ended_us: 0,
         expires_us: now() + 24 * HOUR_US,
         problem: String::new(),
+        read_us: 0,
     }
 }
 
@@ -190,7 +191,9 @@ async fn begin(ledger: &Ledger, who: &Principal, (count, held): (i64, i64)) -> R
     let one = job("b1", JobKind::Batch, "starting");
     assert!(jobs.create(&job("f1", JobKind::File, "receiving")).await.unwrap());
     jobs.add_items("f1", &items(count, held)).await.unwrap();
-    jobs.received("f1", "ready", (count, count * 100)).await.unwrap();
+    jobs.received("f1", ("ready", "/v1/chat/completions"), (count, count * 100))
+        .await
+        .unwrap();
     assert!(jobs.create(&one).await.unwrap());
     let needs = jobs.needs("f1", i64::MAX).await.unwrap();
     ledger.escrow(who, &one, &needs, ask()).await?;
@@ -269,6 +272,28 @@ async fn a_job_s_life(folder: &Path, database: Database) {
     assert_eq!(
         (tally.of("succeeded"), tally.of("cancelled"), tally.open()),
         (60, 40, 0)
+    );
+
+    // The first reading counts, and only where there is something to read.
+    assert!(jobs.first_reads(HOUR_US).await.unwrap().is_empty());
+    jobs.read("b1").await.unwrap();
+    let first = jobs.job("b1").await.unwrap().unwrap().read_us;
+    jobs.read("b1").await.unwrap();
+    let read = jobs.job("b1").await.unwrap().unwrap();
+    assert!(first >= read.ended_us && read.read_us == first);
+    let reads = jobs.first_reads(HOUR_US).await.unwrap();
+    assert_eq!(
+        (reads.len(), reads[0].items, reads[0].charge.nanos()),
+        (1, 60, 120_000)
+    );
+    assert_eq!(
+        (reads[0].team.as_str(), reads[0].model.as_str()),
+        ("search", "gpt-mini")
+    );
+    assert!(reads[0].lay_us >= 0 && reads[0].answer_us > 0);
+    assert!(
+        jobs.first_reads(0).await.unwrap().is_empty(),
+        "it is too long ago"
     );
     let stored = ledger.request(ends[0].request.unwrap()).await.unwrap().unwrap();
     assert_eq!(stored.total, "$0.000002");

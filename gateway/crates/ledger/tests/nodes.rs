@@ -55,6 +55,7 @@ fn key() -> StoredKey {
         created_us: NOW,
         expires_us: None,
         disabled: false,
+        rates: ledger::Rates::default(),
         revoked: false,
         source: Source::Api,
         secrets: vec![secret(1)],
@@ -93,8 +94,10 @@ async fn every_node_hears_of_a_change() {
     let here = open(here.path(), server.url()).await;
     let there = open(there.path(), server.url()).await;
     let path = |text: &str| -> AccountPath { text.parse().unwrap() };
-    here.create_account((&path("acme"), ""), change()).await.unwrap();
-    here.create_account((&path("acme/search"), ""), change())
+    here.create_account((&path("acme"), "", ledger::Rates::default()), change())
+        .await
+        .unwrap();
+    here.create_account((&path("acme/search"), "", ledger::Rates::default()), change())
         .await
         .unwrap();
     here.create_key(key(), change()).await.unwrap();
@@ -107,6 +110,29 @@ async fn every_node_hears_of_a_change() {
     here.rotate_key("01", (secret(2), NOW), change()).await.unwrap();
     until("a key is rotated", async || {
         ask(2).is_ok() && ask(1) == Err(NotAccepted::Expired)
+    })
+    .await;
+
+    let limits = ledger::RatesChange {
+        requests_per_minute: Some(Some(9)),
+        ..ledger::RatesChange::default()
+    };
+    let limited = ledger::AccountChange {
+        rates: limits,
+        ..ledger::AccountChange::default()
+    };
+    here.change_account(&path("acme"), limited, change())
+        .await
+        .unwrap();
+    let of_key = ledger::KeyChange {
+        rates: limits,
+        ..ledger::KeyChange::default()
+    };
+    here.change_key("01", of_key, change()).await.unwrap();
+    let known = there.rates();
+    until("limits are known", async || {
+        let known = known.borrow().clone();
+        known.len() == 2 && known.values().all(|rates| rates.requests_per_minute == Some(9))
     })
     .await;
 
@@ -151,6 +177,7 @@ async fn every_node_hears_of_a_change() {
     .await;
     here.revoke_key("01", change()).await.unwrap();
     until("a key is revoked", async || ask(2) == Err(NotAccepted::Unknown)).await;
+    assert_eq!(known.borrow().len(), 1, "its limit went with it");
     here.close().await;
     there.close().await;
 }

@@ -156,6 +156,25 @@ impl Book {
         SubjectId(u32::try_from(self.subjects.len() - 1).unwrap_or(u32::MAX))
     }
 
+    /// Gives a subject another rule. A rate that it had stays as full in proportion; one that is new is full.
+    pub fn change(&mut self, id: SubjectId, rule: Rule, now_us: i64) {
+        let part = rule.share(self.nodes);
+        let subject = &mut self.subjects[id.0 as usize];
+        subject.refill(now_us);
+        let at = |bucket: &Option<Bucket>, rate: Option<u32>| {
+            let rate = rate?;
+            Some(
+                bucket
+                    .as_ref()
+                    .map_or_else(|| Bucket::new(rate, now_us), |bucket| bucket.at_rate(rate)),
+            )
+        };
+        subject.requests = at(&subject.requests, part.requests_per_minute);
+        subject.tokens = at(&subject.tokens, part.tokens_per_minute);
+        subject.concurrency = part.concurrency;
+        subject.rule = rule;
+    }
+
     pub fn is_empty(&self) -> bool {
         self.subjects.is_empty()
     }

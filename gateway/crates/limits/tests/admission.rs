@@ -57,6 +57,33 @@ fn the_subject_that_keeps_waiting_longest_is_named() {
 }
 
 #[test]
+fn a_changed_rule_keeps_what_was_used_in_proportion() {
+    let (mut book, path) = book(&[rule(Some(10), None, None)]);
+    for _ in 0..5 {
+        book.admit(&path, 1, 0).unwrap();
+    }
+    book.change(path[0], rule(Some(100), Some(50), Some(7)), 0);
+    let standing = book.standing(&path, 0);
+    assert_eq!(standing.requests.unwrap().remaining, 50, "half was used");
+    assert_eq!(standing.tokens.unwrap().remaining, 50, "a new limit is whole");
+    book.admit(&path, 1, 0).unwrap();
+    book.admit(&path, 1, 0).unwrap();
+    let full = book.admit(&path, 1, 0).unwrap_err();
+    assert_eq!(
+        (full.dimension, full.limit),
+        (Dimension::Concurrency, 7),
+        "those before still run"
+    );
+    book.change(path[0], Rule::default(), 0);
+    assert!(book.standing(&path, 0).is_empty());
+    assert!((0..500).all(|_| book.admit(&path, 1_000, 0).is_ok()));
+    // Shared by four, then changed: a node has its part of the new rule.
+    book.share_among(4);
+    book.change(path[0], rule(Some(8), None, None), 0);
+    assert_eq!((0..10).filter(|_| book.admit(&path, 1, 0).is_ok()).count(), 2);
+}
+
+#[test]
 fn tokens_are_held_before_they_are_used_so_that_a_crowd_cannot_walk_through() {
     let (mut book, path) = book(&[rule(None, Some(100), None)]);
     let admitted = (0..50).filter(|_| book.admit(&path, 20, 0).is_ok()).count();

@@ -41,7 +41,7 @@ const COLUMNS: [Column; 8] = [
     ("saved $", |job| text(&job["saved_dollars"])),
 ];
 
-const WAITABLE: [Column; 8] = [
+const WAITABLE: [Column; 9] = [
     ("account", |row| text(&row["account"])),
     ("model", |row| {
         format!("{}/{}", text(&row["provider"]), text(&row["model"]))
@@ -52,6 +52,7 @@ const WAITABLE: [Column; 8] = [
     ("left on the table $", |row| text(&row["left_dollars"])),
     ("now ms", |row| text(&row["latency_ms"])),
     ("as a batch ms", |row| text(&row["batch_ms"])),
+    ("first read ms", |row| text(&row["first_read_ms"])),
 ];
 
 fn line(job: &Value) -> String {

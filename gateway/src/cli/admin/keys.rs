@@ -1,6 +1,6 @@
 //! `tollgate keys`.
 
-use super::{Access, Column, Desk, Listing, because, escaped, form, text};
+use super::{Access, Column, Desk, Listing, Rates, because, escaped, form, text};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -24,6 +24,8 @@ pub(in crate::cli) enum KeysCommand {
         role: String,
         #[command(flatten)]
         grants: Grants,
+        #[command(flatten)]
+        rates: Rates,
         /// For the audit trail.
         #[arg(long)]
         reason: Option<String>,
@@ -33,6 +35,8 @@ pub(in crate::cli) enum KeysCommand {
         id: String,
         #[command(flatten)]
         grants: Grants,
+        #[command(flatten)]
+        rates: Rates,
         /// Switch it off.
         #[arg(long, conflicts_with = "enable")]
         disable: bool,
@@ -78,13 +82,14 @@ pub(in crate::cli) struct Grants {
     expires_at: Option<String>,
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     ("id", |key| text(&key["id"])),
     ("account", |key| text(&key["account"])),
     ("name", |key| text(&key["name"])),
     ("role", |key| text(&key["role"])),
     ("models", |key| text(&key["models"])),
     ("networks", |key| text(&key["networks"])),
+    ("limits", |key| super::rates(&key["rate_limits"])),
     ("expires", |key| text(&key["expires_at"])),
     ("state", state),
 ];
@@ -129,6 +134,7 @@ pub(in crate::cli) fn run(command: KeysCommand, access: Access, out: &mut dyn Wr
             account,
             role,
             grants,
+            rates,
             reason,
         } => {
             let body = form([
@@ -139,6 +145,7 @@ pub(in crate::cli) fn run(command: KeysCommand, access: Access, out: &mut dyn Wr
                 ("classes", json!(grants.classes)),
                 ("networks", json!(grants.networks)),
                 ("expires_at", json!(grants.expires_at)),
+                ("rate_limits", rates.form()),
                 ("reason", json!(reason)),
             ]);
             let answer = desk.call(Method::POST, "keys", Some(&body))?;
@@ -147,6 +154,7 @@ pub(in crate::cli) fn run(command: KeysCommand, access: Access, out: &mut dyn Wr
         KeysCommand::Change {
             id,
             grants,
+            rates,
             disable,
             enable,
             reason,
@@ -156,6 +164,7 @@ pub(in crate::cli) fn run(command: KeysCommand, access: Access, out: &mut dyn Wr
                 ("classes", json!(grants.classes)),
                 ("networks", json!(grants.networks)),
                 ("expires_at", json!(grants.expires_at)),
+                ("rate_limits", rates.form()),
                 ("disabled", json!((disable || enable).then_some(disable))),
                 ("reason", json!(reason)),
             ]);

@@ -1,6 +1,6 @@
 //! `tollgate teams`: organisations, teams and workflows.
 
-use super::{Access, Column, Desk, Listing, escaped, form, text};
+use super::{Access, Column, Desk, Listing, Rates, escaped, form, rates, text};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -16,6 +16,20 @@ pub(in crate::cli) enum TeamsCommand {
         /// For people.
         #[arg(long)]
         title: Option<String>,
+        #[command(flatten)]
+        rates: Rates,
+        /// For the audit trail.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Change an account; what is not given stays.
+    Change {
+        account: String,
+        /// For people.
+        #[arg(long)]
+        title: Option<String>,
+        #[command(flatten)]
+        rates: Rates,
         /// For the audit trail.
         #[arg(long)]
         reason: Option<String>,
@@ -36,10 +50,11 @@ pub(in crate::cli) enum TeamsCommand {
     },
 }
 
-const COLUMNS: [Column; 5] = [
+const COLUMNS: [Column; 6] = [
     ("account", |one| text(&one["account"])),
     ("level", |one| text(&one["level"])),
     ("title", |one| text(&one["title"])),
+    ("limits", |one| rates(&one["rate_limits"])),
     ("state", |one| {
         if one["disabled"] == true { "off" } else { "on" }.to_owned()
     }),
@@ -56,15 +71,32 @@ pub(in crate::cli) fn run(command: TeamsCommand, access: Access, out: &mut dyn W
         TeamsCommand::Create {
             account,
             title,
+            rates,
             reason,
         } => {
             let body = form([
                 ("account", json!(account)),
                 ("title", json!(title)),
+                ("rate_limits", rates.form()),
                 ("reason", json!(reason)),
             ]);
             let made = desk.call(Method::POST, "accounts", Some(&body))?;
             desk.tell(&made, |made| format!("{} is made", text(&made["account"])))
+        }
+        TeamsCommand::Change {
+            account,
+            title,
+            rates,
+            reason,
+        } => {
+            let body = form([
+                ("title", json!(title)),
+                ("rate_limits", rates.form()),
+                ("reason", json!(reason)),
+            ]);
+            let path = format!("accounts/{}", escaped(&account));
+            let changed = desk.call(Method::PATCH, &path, Some(&body))?;
+            desk.show(&[changed], &COLUMNS)
         }
         TeamsCommand::Disable { account, reason } => {
             switch(&mut desk, &account, json!({ "disabled": true, "reason": reason }))

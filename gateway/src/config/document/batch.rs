@@ -23,6 +23,8 @@ pub(crate) struct Batch {
     pub(crate) parallel: u32,
     /// What the guard reckons one synchronous call takes at worst.
     pub(crate) rescue_call_ms: u64,
+    /// After flex had no room, how long until it is asked again.
+    pub(crate) flex_again_ms: u64,
     /// How long a provider is given to end a batch that is cancelled.
     pub(crate) cancel_ms: u64,
     /// In percent: waiting for a batch that is less likely than this to be in time is given up early.
@@ -45,6 +47,7 @@ impl Default for Batch {
             pack_mib: 32,
             parallel: 32,
             rescue_call_ms: 90_000,
+            flex_again_ms: 30_000,
             cancel_ms: 600_000,
             give_up_percent: 2,
             over_budget: OverBudget::Refuse,

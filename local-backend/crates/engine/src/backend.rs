@@ -67,13 +67,16 @@ pub struct ModelInfo {
     pub embedding_width: usize,
     /// Bytes of an element of the KV cache.
     pub kv_bytes: usize,
+    /// Bytes of a position of a head beside its elements.
+    pub kv_scale_bytes: usize,
 }
 
 impl ModelInfo {
     /// Bytes of one KV block over all layers, keys and values.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        2 * self.kv_bytes * BLOCK_TOKENS * self.kv_heads * self.head_dim.next_multiple_of(16) * self.layers
+        let head = self.kv_bytes * self.head_dim.next_multiple_of(16) + self.kv_scale_bytes;
+        2 * head * BLOCK_TOKENS * self.kv_heads * self.layers
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! One thread (`worker`) owns model, cache and sequences. Before every step it takes what was submitted and drops what
 //! was left; then it asks the scheduler for a plan, runs it, samples and hands out the text. Invariants: a request whose
-//! ticket is dropped is gone before the next step begins, and a step in which nobody is left stops between two layers; an
+//! ticket is dropped is out of the queue at once and gone before the next step begins, and a step in which nobody is left stops between two layers; an
 //! event is handed out at most once and in order; queues have bounds.
 
 mod board;
@@ -21,7 +21,7 @@ use crate::scheduler::{Class, Limits, Share};
 use crate::text::Tokenizer;
 use crate::think::{Channel, Thinking};
 use board::Board;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -215,8 +215,6 @@ struct Shared {
     started: Instant,
     board: Board,
     next_id: AtomicU64,
-    /// Requests that do not run yet.
-    queued: AtomicUsize,
 }
 
 struct Submission {
@@ -259,7 +257,10 @@ pub struct Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.shared.board.left(self.id);
+        if self.shared.board.left(self.id) {
+            metrics::add(&self.shared.metrics.cancelled_queued, 1);
+            self.shared.metrics.cancel.observe(Duration::ZERO);
+        }
     }
 }
 
@@ -300,7 +301,6 @@ impl Engine {
             started: Instant::now(),
             board: Board::default(),
             next_id: AtomicU64::new(1),
-            queued: AtomicUsize::new(0),
         });
         shared
             .metrics
@@ -329,15 +329,13 @@ impl Engine {
         if tokens == 0 || tokens > most {
             return Err(SubmitError::Length { tokens, most });
         }
-        let queued = &self.shared.queued;
-        if queued.fetch_add(1, Ordering::AcqRel) >= self.settings.queue {
-            queued.fetch_sub(1, Ordering::AcqRel);
-            return Err(SubmitError::Full);
-        }
         let (id, class) = (
             self.shared.next_id.fetch_add(1, Ordering::Relaxed),
             request.order.class,
         );
+        if !self.shared.board.queue(id, self.settings.queue) {
+            return Err(SubmitError::Full);
+        }
         let submission = Submission {
             id,
             request,
@@ -345,7 +343,7 @@ impl Engine {
             submitted: Instant::now(),
         };
         if let Err(error) = self.send(Command::Submit(Box::new(submission))) {
-            queued.fetch_sub(1, Ordering::AcqRel);
+            self.shared.board.unqueue(id);
             return Err(error);
         }
         self.shared.board.came(class);
@@ -404,7 +402,7 @@ impl Engine {
     pub fn load(&self) -> Load {
         let metrics = &self.shared.metrics;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let waiting = self.shared.queued.load(Ordering::Acquire);
+        let waiting = self.shared.board.queued();
         let running = read(&metrics.running) as usize;
         let finished = read(&metrics.finished_stop) + read(&metrics.finished_length);
         let each_us = read(&metrics.busy_us) / finished.max(1);
@@ -426,8 +424,7 @@ impl Engine {
 
     /// Whether no request is there at all.
     pub fn is_idle(&self) -> bool {
-        self.shared.queued.load(Ordering::Acquire) == 0
-            && self.shared.metrics.running.load(Ordering::Acquire) == 0
+        self.shared.board.queued() == 0 && self.shared.metrics.running.load(Ordering::Acquire) == 0
     }
 
     /// How long ago the loop last moved.

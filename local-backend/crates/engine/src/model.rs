@@ -5,6 +5,7 @@ mod cpu;
 pub mod cuda;
 mod gguf;
 mod place;
+mod progress;
 mod safetensors;
 mod source;
 mod weights;
@@ -17,7 +18,9 @@ use serde_json::Value;
 use source::Source;
 use std::path::Path;
 
+pub use kernels::KvKind;
 pub use place::{CudaSettings, Device, Kernels, Place, Precision, find};
+pub use progress::Progress;
 
 /// A model, ready to run.
 pub struct Loaded {
@@ -81,11 +84,19 @@ pub fn load(path: &Path, threads: usize) -> Result<Loaded, LoadError> {
     load_on(path, &Place::cpu(threads))
 }
 
+/// [`load_watched`] by nobody.
+///
+/// # Errors
+/// As there.
+pub fn load_on(path: &Path, place: &Place) -> Result<Loaded, LoadError> {
+    load_watched(path, place, &Progress::default())
+}
+
 /// Loads a model: a GGUF file, or a folder (or a `.safetensors` file in one) in Hugging Face's layout.
 ///
 /// # Errors
 /// The file is missing, broken, or of a kind not known here.
-pub fn load_on(path: &Path, place: &Place) -> Result<Loaded, LoadError> {
+pub fn load_watched(path: &Path, place: &Place, progress: &Progress) -> Result<Loaded, LoadError> {
     let shown = path.display().to_string();
     let is_folder = path.is_dir() || path.extension().is_some_and(|end| end == "safetensors");
     let unusable = |problem| LoadError::Unusable {
@@ -110,10 +121,16 @@ pub fn load_on(path: &Path, place: &Place) -> Result<Loaded, LoadError> {
         };
         (Source::Gguf(gguf), about)
     };
-    assemble(path, (source, about), place).map_err(unusable)
+    let loaded = assemble(path, (source, about), (place, progress)).map_err(unusable)?;
+    progress.end();
+    Ok(loaded)
 }
 
-fn assemble(path: &Path, (source, about): (Source, About), place: &Place) -> Result<Loaded, String> {
+fn assemble(
+    path: &Path,
+    (source, about): (Source, About),
+    (place, progress): (&Place, &Progress),
+) -> Result<Loaded, String> {
     let template = about
         .template
         .map(|source| ChatTemplate::new(&source))
@@ -139,7 +156,14 @@ fn assemble(path: &Path, (source, about): (Source, About), place: &Place) -> Res
     };
     let mut fitting_tokens = None;
     let backend: Box<dyn Backend> = match place {
-        Place::Cpu { threads, weights } => Box::new(cpu::Model::new(source, info, (*threads, *weights))?),
+        Place::Cpu { threads, weights, kv } => {
+            let settings = cpu::Settings {
+                threads: *threads,
+                weights: *weights,
+                kv: *kv,
+            };
+            Box::new(cpu::Model::new(source, info, (settings, progress))?)
+        }
         Place::Cuda {
             driver,
             precision,

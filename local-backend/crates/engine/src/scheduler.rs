@@ -10,13 +10,15 @@
 //! 2. Every running request that has only its last token to compute gets that one first.
 //! 3. What is left of the step's *time* goes to prompts, in the same order, in chunks.
 //!
-//! The background class is in a step only when there is no other request at all; one that arrives pushes it aside within
-//! one step. It keeps its blocks until others need them. When blocks run out, the youngest request gives its own back and
+//! The background class has steps of its own when there is no other request at all; one that arrives pushes it aside within
+//! one step. Beside others it rides only where all of them wait for their next tokens and hardly notice (see
+//! `background`). It keeps its blocks until others need them. When blocks run out, the youngest request gives its own back and
 //! is computed again later. A request that begins as another one that is being read waits for that one's blocks.
 //!
 //! Invariants: every block that is not free belongs to a running request; the oldest request of the best class always
 //! gets on; removing a request, in any state, leaves nothing of it.
 
+mod background;
 mod pace;
 mod tenants;
 
@@ -86,6 +88,7 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     pub id: u64,
+    pub class: Class,
     /// Tokens computed before.
     pub first: usize,
     /// Tokens that are known and computed in this step.
@@ -106,7 +109,7 @@ impl Part {
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub parts: Vec<Part>,
-    /// The class of all of its parts.
+    /// Of all of its parts; foreground where background requests ride in it.
     pub class: Class,
     /// Those let in, with the tokens found in the cache.
     pub admitted: Vec<(u64, usize)>,
@@ -163,6 +166,18 @@ pub struct Scheduler {
     waiting: Vec<Entry>,
     running: Vec<Entry>,
     arrivals: u64,
+    /// How long the background class has had the machine to itself.
+    quiet: Duration,
+}
+
+/// What a step has for one class.
+#[derive(Clone, Copy)]
+struct Room {
+    class: Class,
+    /// What the step should take at most.
+    limit: Duration,
+    /// Prompt tokens that are read whatever they take.
+    least: usize,
 }
 
 impl Scheduler {
@@ -177,6 +192,7 @@ impl Scheduler {
             waiting: Vec::new(),
             running: Vec::new(),
             arrivals: 0,
+            quiet: Duration::ZERO,
         }
     }
 
@@ -243,20 +259,45 @@ impl Scheduler {
             class,
             ..Plan::default()
         };
-        self.admit(&mut plan);
+        let limit = match class {
+            Class::Foreground => self.limits.step,
+            Class::Background => self.alone(),
+        };
+        let room = Room {
+            class,
+            limit,
+            least: CHUNK.0,
+        };
+        self.fill(room, &mut plan);
+        if class == Class::Foreground
+            && let Some(limit) = self.riding(&plan)
+        {
+            let room = Room {
+                class: Class::Background,
+                limit,
+                least: 0,
+            };
+            self.fill(room, &mut plan);
+        }
+        plan
+    }
+
+    /// Brings requests of a class into the step.
+    fn fill(&mut self, room: Room, plan: &mut Plan) {
+        self.admit(room.class, plan);
         let mut order: Vec<usize> = (0..self.running.len()).collect();
-        order.retain(|at| self.running[*at].job.class == class);
+        order.retain(|at| self.running[*at].job.class == room.class);
         order.sort_by_cached_key(|at| self.rank(&self.running[*at]));
         let order: Vec<u64> = order.iter().map(|at| self.running[*at].job.id).collect();
         let decoding = |scheduler: &Self, id| scheduler.running(id).is_some_and(Entry::is_decoding);
         let (decodes, prompts): (Vec<u64>, Vec<u64>) = order.iter().partition(|id| decoding(self, **id));
-        for id in &decodes {
-            self.place_decode(*id, decodes.len(), &mut plan);
+        let rows = plan.parts.len() + decodes.len();
+        for id in decodes {
+            self.place_decode((id, rows), room, plan);
         }
         for id in prompts {
-            self.place_prompt(id, &mut plan);
+            self.place_prompt(id, room, plan);
         }
-        plan
     }
 
     /// The tokens of a part's row `at`: row 0 has those that are known, each further one has one guess. With the place
@@ -300,6 +341,7 @@ impl Scheduler {
             .collect();
         let sum: f64 = shares.iter().sum();
         self.pace.learn(plan.work(), took);
+        self.note_quiet(plan.class, took);
         let part = |share: &f64| match sum > 0.0 {
             true => took.mul_f64(share / sum),
             false => took / count.max(1) as u32,
@@ -344,10 +386,10 @@ impl Scheduler {
     }
 
     /// Lets requests in while there are slots and blocks.
-    fn admit(&mut self, plan: &mut Plan) {
+    fn admit(&mut self, class: Class, plan: &mut Plan) {
         let mut later: Vec<u64> = Vec::new();
         loop {
-            let running = self.of_class(plan.class);
+            let running = self.of_class(class);
             if running >= self.limits.running {
                 return;
             }
@@ -355,7 +397,7 @@ impl Scheduler {
                 .waiting
                 .iter()
                 .enumerate()
-                .filter(|(_, entry)| entry.job.class == plan.class && !later.contains(&entry.job.id));
+                .filter(|(_, entry)| entry.job.class == class && !later.contains(&entry.job.id));
             let Some((at, _)) = candidates.min_by_key(|(_, entry)| self.rank(entry)) else {
                 return;
             };
@@ -367,8 +409,9 @@ impl Scheduler {
             let cached = self.blocks.cached_tokens(&entry.job.tenant, &entry.tokens);
             // A block more for its answer, and one for each that runs.
             let needed = (entry.tokens.len() - cached).div_ceil(BLOCK_TOKENS) + 1 + running;
-            while needed > self.blocks.free() && self.push_aside_background(plan) {}
-            if needed > self.blocks.free() && running > 0 {
+            while needed > self.blocks.free() && self.push_aside_background(class, plan) {}
+            // The first one gets on in any case, but not where it would only ride.
+            if needed > self.blocks.free() && (running > 0 || class != plan.class) {
                 return;
             }
             let mut entry = self.waiting.remove(at);
@@ -407,8 +450,8 @@ impl Scheduler {
     }
 
     /// Takes the blocks of a background request, for the sake of others. False: there is none.
-    fn push_aside_background(&mut self, plan: &mut Plan) -> bool {
-        if plan.class == Class::Background {
+    fn push_aside_background(&mut self, class: Class, plan: &mut Plan) -> bool {
+        if class == Class::Background {
             return false;
         }
         let victim = self
@@ -460,10 +503,18 @@ impl Scheduler {
         }
     }
 
-    fn place_decode(&mut self, id: u64, decodes: usize, plan: &mut Plan) {
+    /// A request's next token. `rows`: how many requests get one in this step.
+    fn place_decode(&mut self, (id, rows): (u64, usize), room: Room, plan: &mut Plan) {
         let Some(tokens) = self.running(id).map(|entry| entry.tokens.len()) else {
             return;
         };
+        let fits = || {
+            self.pace
+                .fits(plan.work().plus(Work::of(tokens - 1, 1)), room.limit)
+        };
+        if room.class == Class::Background && !plan.parts.is_empty() && !fits() {
+            return;
+        }
         if !self.make_room(id, tokens, plan) {
             return;
         }
@@ -473,11 +524,12 @@ impl Scheduler {
         let entry = &mut self.running[at];
         let guesses = entry.guesses.len();
         // For a guess nobody loses blocks.
-        if decodes > SPECULATING || !self.blocks.grow(&mut entry.table, tokens + guesses) {
+        if rows > SPECULATING || !self.blocks.grow(&mut entry.table, tokens + guesses) {
             entry.guesses.clear();
         }
         plan.parts.push(Part {
             id,
+            class: room.class,
             first: entry.computed,
             count: 1,
             guesses: entry.guesses.len(),
@@ -485,12 +537,12 @@ impl Scheduler {
         });
     }
 
-    fn place_prompt(&mut self, id: u64, plan: &mut Plan) {
+    fn place_prompt(&mut self, id: u64, room: Room, plan: &mut Plan) {
         let Some((first, all)) = self.running(id).map(|entry| (entry.computed, entry.tokens.len())) else {
             return;
         };
         let is_first = plan.parts.iter().all(|part| part.count == 1);
-        let least = if is_first { CHUNK.0 } else { 0 };
+        let least = if is_first { room.least } else { 0 };
         let read: usize = plan
             .parts
             .iter()
@@ -498,15 +550,14 @@ impl Scheduler {
             .filter(|count| *count > 1)
             .sum();
         let most = CHUNK.1.saturating_sub(read).max(least);
-        let chunk = self
-            .pace
-            .chunk(plan.work(), first, (least, most), self.limits.step);
+        let chunk = self.pace.chunk(plan.work(), first, (least, most), room.limit);
         let count = chunk.min(all - first);
         if count == 0 || !self.make_room(id, first + count, plan) {
             return;
         }
         plan.parts.push(Part {
             id,
+            class: room.class,
             first,
             count,
             guesses: 0,

@@ -321,6 +321,7 @@ fn smollm2_is_as_near_to_exact_as_on_the_cpu() {
     let exact = Place::Cpu {
         threads: 2,
         weights: Use::AsFloats,
+        kv: None,
     };
     let mut exact = backend(&path, &exact);
     let mut cpu = backend(&path, &Place::cpu(2));

@@ -283,6 +283,45 @@ fn one_that_leaves_the_queue_disturbs_nobody() {
 }
 
 #[test]
+fn one_that_leaves_the_queue_is_gone_while_the_step_runs() {
+    // The step ends only when the gate opens: nothing below can have waited for it.
+    let gate = closed();
+    let settings = Settings {
+        queue: 1,
+        limits: Limits {
+            running: 1,
+            ..Limits::default()
+        },
+        ..small(4096)
+    };
+    let engine = start(Device::random().gate(&gate), settings);
+    let (_ticket, events) = submit(&engine, request("the one that runs", 5));
+    until("it runs", || {
+        engine.load().running == 1 && engine.load().waiting == 0
+    });
+    for _ in 0..20 {
+        let (queued, _events) = submit(&engine, request("the one that waits", 60));
+        assert_eq!(engine.load().waiting, 1);
+        assert_eq!(
+            engine.submit(request("no room", 1), Box::new(|_| true)).err(),
+            Some(SubmitError::Full)
+        );
+        drop(queued);
+        assert_eq!(engine.load().waiting, 0, "at once");
+    }
+    assert_eq!(engine.metrics().cancelled_queued.load(Ordering::Relaxed), 20);
+    assert_eq!(engine.metrics().steps.load(Ordering::Relaxed), 0);
+    gate.store(true, Ordering::Release);
+    assert_eq!(collect(&events).counts.output, 5);
+    until("clean", || is_clean(&engine));
+    assert_eq!(
+        engine.metrics().cancelled_queued.load(Ordering::Relaxed),
+        20,
+        "each counted once"
+    );
+}
+
+#[test]
 fn background_makes_way_at_once_and_is_the_same_later() {
     let background = || {
         let mut request = request("in the background", 3);

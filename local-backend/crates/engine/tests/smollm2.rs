@@ -7,7 +7,7 @@
 mod llama_cpp;
 
 use engine::backend::{Row, StepEnd};
-use engine::model::{Loaded, load};
+use engine::model::{KvKind, Loaded, Place, load, load_on};
 use llama_cpp::{check_answers, check_tokens, logits};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -15,12 +15,16 @@ use std::sync::atomic::AtomicBool;
 const FIXTURE: &str = include_str!("fixtures/smollm2.json");
 
 fn model() -> Loaded {
+    load(&path(), 2).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn path() -> PathBuf {
     #[expect(clippy::disallowed_methods, reason = "a test's own setting")]
     let set = std::env::var("TOLLGATE_MODEL").map(PathBuf::from);
     let default = || {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../.run/models/smollm2-135m-instruct-q4_1.gguf")
     };
-    load(&set.unwrap_or_else(|_| default()), 2).unwrap_or_else(|error| panic!("{error}"))
+    set.unwrap_or_else(|_| default())
 }
 
 #[test]
@@ -74,6 +78,26 @@ fn chunks_and_company_do_not_change_a_bit() {
         .backend
         .step(&[row(&other), row(&mine)], &AtomicBool::new(false), &mut out);
     assert_eq!(out[whole.len()..], whole[..]);
+}
+
+/// Half the memory; the answers stay llama.cpp's, with its own 16 bits, and still depend on nothing but the prompt.
+#[test]
+fn keys_and_values_in_eight_bits_take_half_the_memory_and_answer_the_same() {
+    let place = Place::cpu(2).keeping(Some(KvKind::Int8)).unwrap();
+    let mut model = load_on(&path(), &place).unwrap();
+    model.backend.allocate(64).unwrap();
+    let (bytes, whole) = (model.info.block_bytes(), self::model().info.block_bytes());
+    assert!(bytes as f64 <= whole as f64 * 0.54, "{bytes} of {whole} bytes");
+    let (agreement, difference) = check_answers(&mut model, FIXTURE);
+    assert!(
+        agreement > 0.95 && difference < 0.08,
+        "{agreement} equal, {difference} apart"
+    );
+    let tokens = model
+        .tokenizer
+        .encode("The quick brown fox jumps over the lazy dog, and sleeps.", false);
+    let all = logits(&mut model, &tokens, 0, 512);
+    assert_eq!(logits(&mut model, &tokens, 0, 3), all, "in chunks");
 }
 
 #[test]

@@ -284,6 +284,8 @@ fn attention_is_a_softmax_whatever_the_step_holds() {
         (24, 4, 4, KvKind::F32),
         (128, 12, 2, KvKind::Bf16),
         (256, 4, 1, KvKind::F16),
+        (64, 9, 3, KvKind::Int8),
+        (24, 4, 2, KvKind::Int8),
     ] {
         let shape = KvShape {
             kind,
@@ -330,7 +332,7 @@ fn attention_is_a_softmax_whatever_the_step_holds() {
             });
             let allowed = match kind {
                 KvKind::F16 => 3e-3,
-                KvKind::Bf16 => 2e-2,
+                KvKind::Bf16 | KvKind::Int8 => 2e-2,
                 KvKind::F32 => 2e-6,
             };
             for (position, head) in [(0, 0), (15, heads - 1), (80, 1), (202, heads / 2)] {

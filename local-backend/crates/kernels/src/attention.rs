@@ -216,11 +216,15 @@ unsafe fn attend_piece<L: Lanes>(piece: &Piece<'_>, call: &Call<'_>, scratch: &m
             KvKind::F16 => spans::<L, 0>(piece, call, scratch),
             KvKind::Bf16 => spans::<L, 1>(piece, call, scratch),
             KvKind::F32 => spans::<L, 2>(piece, call, scratch),
+            KvKind::Int8 => spans::<L, INT8>(piece, call, scratch),
         }
     }
 }
 
-/// Sixteen elements of the cache.
+/// The kind whose positions have scales.
+const INT8: u8 = 3;
+
+/// Sixteen elements of the cache, without their scales.
 #[inline(always)]
 unsafe fn load<L: Lanes, const KIND: u8>(at: *const u8, index: usize) -> L::F {
     // SAFETY: the caller's promise.
@@ -228,6 +232,7 @@ unsafe fn load<L: Lanes, const KIND: u8>(at: *const u8, index: usize) -> L::F {
         match KIND {
             0 => L::load_f16(at.cast::<u16>().add(index)),
             1 => L::load_bf16(at.cast::<u16>().add(index)),
+            INT8 => L::load_i8(at.cast::<i8>().add(index)),
             _ => L::load(at.cast::<f32>().add(index)),
         }
     }
@@ -264,7 +269,7 @@ unsafe fn spans<L: Lanes, const KIND: u8>(piece: &Piece<'_>, call: &Call<'_>, sc
             for query in 0..scratch.queries {
                 let (from, to) = reach(call.heads.reach, first + query / group, sequence_end);
                 let inside = (from.saturating_sub(base), to.saturating_sub(base).min(SPAN));
-                weigh::<L>(scratch, query, inside);
+                weigh::<L, KIND>(&heads, scratch, query, inside);
             }
             span_sums::<L, KIND>(&heads, count, scratch);
         }
@@ -318,6 +323,14 @@ unsafe fn products<L: Lanes, const KIND: u8, const N: usize, const B: usize>(
                     }
                 }
             }
+            if KIND == INT8 {
+                for at in 0..B {
+                    let scales = L::load(heads[first + at].0.add(elements * BLOCK).cast());
+                    for lane in 0..N {
+                        sums[lane][at] = L::mul(sums[lane][at], scales);
+                    }
+                }
+            }
             for lane in 0..N {
                 for at in 0..B {
                     L::store(out.add(lane * SPAN + (first + at) * BLOCK), sums[lane][at]);
@@ -327,9 +340,14 @@ unsafe fn products<L: Lanes, const KIND: u8, const N: usize, const B: usize>(
     }
 }
 
-/// Turns a query's scores within `from..to` of the span into weights, all others into 0.
+/// Turns a query's scores within `from..to` of the span into weights, all others into 0; values' scales go into the weights.
 #[inline(always)]
-unsafe fn weigh<L: Lanes>(scratch: &mut Scratch, query: usize, (from, to): (usize, usize)) {
+unsafe fn weigh<L: Lanes, const KIND: u8>(
+    heads: &HeadBlocks,
+    scratch: &mut Scratch,
+    query: usize,
+    (from, to): (usize, usize),
+) {
     let before = scratch.largest[query];
     // SAFETY: the caller's promise; a query has 64 scores.
     unsafe {
@@ -345,7 +363,11 @@ unsafe fn weigh<L: Lanes>(scratch: &mut Scratch, query: usize, (from, to): (usiz
         let largest = before.max(L::largest(L::max(L::max(a, b), L::max(c, d))));
         for (at, part) in parts.iter_mut().enumerate() {
             *part = exp::<L>(L::add(*part, L::splat(-largest)));
-            L::store(scores.add(at * BLOCK), *part);
+            let mut weight = *part;
+            if KIND == INT8 {
+                weight = L::mul(weight, L::load(heads[at].1.add(scratch.padded * BLOCK).cast()));
+            }
+            L::store(scores.add(at * BLOCK), weight);
         }
         let [a, b, c, d] = parts;
         let total = L::sum(L::add(L::add(a, b), L::add(c, d)));

@@ -1,13 +1,15 @@
 //! Keys and values of one layer, in blocks of 16 positions.
 //!
 //! A block holds, for each head, its keys dimension by dimension (16 positions side by side, so that one register is the
-//! same element of 16 keys) and its values position by position. Heads are padded to 16 dimensions.
+//! same element of 16 keys) and its values position by position. Heads are padded to 16 dimensions. Where elements are
+//! bytes, a scale for each of the 16 positions follows; it is of that position's head alone, so that what is kept of a token
+//! does not depend on its company.
 
 use crate::lanes::{Isa, Lanes, dispatch};
 use crate::memory::Buffer;
 use crate::pool::{Pool, SMALL};
 use half::bf16;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 /// Positions of a block.
 pub const BLOCK: usize = 16;
@@ -18,6 +20,8 @@ pub enum KvKind {
     F16,
     Bf16,
     F32,
+    /// Between −127 and 127, times a scale: half of 16 bits and a sixteenth, for a loss that can be measured.
+    Int8,
 }
 
 impl KvKind {
@@ -27,6 +31,32 @@ impl KvKind {
         match self {
             Self::F16 | Self::Bf16 => 2,
             Self::F32 => 4,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Bytes of a position of a head beside its elements.
+    #[must_use]
+    pub const fn scale_bytes(self) -> usize {
+        match self {
+            Self::Int8 => 4,
+            _ => 0,
+        }
+    }
+}
+
+impl std::str::FromStr for KvKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
+            other => Err(format!(
+                "`{other}` is no kind of cache; there are f16, bf16, f32 and int8"
+            )),
         }
     }
 }
@@ -53,12 +83,29 @@ impl KvShape {
     }
 
     const fn half_block(self) -> usize {
-        BLOCK * self.heads * self.padded() * self.kind.bytes()
+        self.heads * self.head_block()
+    }
+
+    /// Bytes of a head's keys in a block.
+    const fn head_block(self) -> usize {
+        BLOCK * (self.padded() * self.kind.bytes() + self.kind.scale_bytes())
+    }
+
+    /// Where a head's scales begin within its block.
+    pub(crate) const fn scales(self) -> usize {
+        BLOCK * self.padded() * self.kind.bytes()
     }
 }
 
-/// Up to sixteen floats as they are kept.
-fn bits(kind: KvKind, floats: &[f32]) -> [u32; 16] {
+/// What a head is to be divided by so that it fits into bytes.
+fn scale_of(head: &[f32]) -> f32 {
+    head.iter()
+        .fold(0.0f32, |largest, value| largest.max(value.abs()))
+        / 127.0
+}
+
+/// Up to sixteen floats as they are kept; `inverse` of their scale matters where there is one.
+fn bits(kind: KvKind, floats: &[f32], inverse: f32) -> [u32; 16] {
     let mut whole = [0.0f32; 16];
     whole[..floats.len()].copy_from_slice(floats);
     match kind {
@@ -70,6 +117,10 @@ fn bits(kind: KvKind, floats: &[f32]) -> [u32; 16] {
         }
         KvKind::Bf16 => whole.map(|value| u32::from(bf16::from_f32(value).to_bits())),
         KvKind::F32 => whole.map(f32::to_bits),
+        KvKind::Int8 => whole.map(|value| {
+            let rounded = (value * inverse).round_ties_even().clamp(-127.0, 127.0);
+            u32::from((rounded as i8).cast_unsigned())
+        }),
     }
 }
 
@@ -119,7 +170,7 @@ impl KvCache {
             block < self.blocks && head < self.shape.heads,
             "a block of the cache"
         );
-        let size = BLOCK * self.shape.padded() * self.shape.kind.bytes();
+        let size = self.shape.head_block();
         let start = (block * self.shape.heads + head) * size;
         (
             self.keys.bytes()[start..start + size].as_ptr(),
@@ -144,35 +195,44 @@ impl KvCache {
         // SAFETY: writes are atomic, so that even two tokens in one slot are no race.
         unsafe impl Sync for Base {}
         let (key_base, value_base) = (&Base(self.keys.base()), &Base(self.values.base()));
-        let put = |base: &Base, index: usize, bits: u32| {
-            // SAFETY: below, `index` is within the buffer, which is aligned to a page.
+        let put = |base: &Base, at: usize, bits: u32, bytes: usize| {
+            // SAFETY: below, `at` is within the buffer, which is aligned to a page, and a multiple of `bytes`.
             unsafe {
-                match kind.bytes() {
-                    4 => AtomicU32::from_ptr(base.0.cast::<u32>().add(index)).store(bits, Ordering::Relaxed),
-                    _ => AtomicU16::from_ptr(base.0.cast::<u16>().add(index))
-                        .store(bits as u16, Ordering::Relaxed),
+                let at = base.0.add(at);
+                match bytes {
+                    4 => AtomicU32::from_ptr(at.cast()).store(bits, Ordering::Relaxed),
+                    2 => AtomicU16::from_ptr(at.cast()).store(bits as u16, Ordering::Relaxed),
+                    _ => AtomicU8::from_ptr(at).store(bits as u8, Ordering::Relaxed),
                 }
             }
         };
+        let (bytes, scales) = (kind.bytes(), self.shape.scales());
         let at_once = (SMALL / width.max(1)).clamp(1, 16);
         pool.run(slots.len().div_ceil(at_once), &|part| {
             let first = part * at_once;
             for (slot, token) in slots[first..].iter().take(at_once).zip(first..) {
                 let (block, offset) = (slot.block as usize, slot.offset as usize);
                 for head in 0..heads {
-                    let start = (block * heads + head) * BLOCK * padded;
+                    let start = (block * heads + head) * self.shape.head_block();
                     let fresh = token * width + head * dim;
+                    let mut inverses = [1.0; 2];
+                    if kind.scale_bytes() > 0 {
+                        let halves = [(key_base, keys), (value_base, values)];
+                        for ((base, floats), inverse) in halves.into_iter().zip(&mut inverses) {
+                            let scale = scale_of(&floats[fresh..fresh + dim]);
+                            put(base, start + scales + offset * 4, scale.to_bits(), 4);
+                            *inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                        }
+                    }
                     for first in (0..dim).step_by(16) {
                         let range = fresh + first..fresh + dim.min(first + 16);
-                        let key = bits(kind, &keys[range.clone()]);
-                        let value = bits(kind, &values[range.clone()]);
+                        let key = bits(kind, &keys[range.clone()], inverses[0]);
+                        let value = bits(kind, &values[range.clone()], inverses[1]);
                         for element in first..first + range.len() {
-                            put(key_base, start + element * BLOCK + offset, key[element - first]);
-                            put(
-                                value_base,
-                                start + offset * padded + element,
-                                value[element - first],
-                            );
+                            let key_at = (element * BLOCK + offset) * bytes;
+                            let value_at = (offset * padded + element) * bytes;
+                            put(key_base, start + key_at, key[element - first], bytes);
+                            put(value_base, start + value_at, value[element - first], bytes);
                         }
                     }
                 }

@@ -95,6 +95,8 @@ pub(crate) unsafe trait Lanes {
     unsafe fn load_f16(at: *const u16) -> Self::F;
     /// Writes 16 f16, rounded to even.
     unsafe fn store_f16(at: *mut u16, value: Self::F);
+    /// Reads 16 signed bytes.
+    unsafe fn load_i8(at: *const i8) -> Self::F;
     /// Reads 16 bf16.
     unsafe fn load_bf16(at: *const u16) -> Self::F;
     /// `a · b + c`, rounded once.

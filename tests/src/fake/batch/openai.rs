@@ -1,9 +1,18 @@
 //! OpenAI's `/v1/files` and `/v1/batches`.
 
 use super::{Batch, Batches, Fate, Inner, Phase};
-use crate::fake::openai::{error, whole};
+use crate::fake::call::Call;
+use crate::fake::openai::{error, plain, whole};
 use http::Method;
 use serde_json::{Value, json};
+
+/// What can be batched of what this fake serves.
+const ENDPOINTS: [&str; 4] = [
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/responses",
+];
 
 /// Status and body; `None`: not one of these endpoints.
 pub(crate) fn answer(batches: &Batches, method: &Method, path: &str, body: &[u8]) -> Option<(u16, Vec<u8>)> {
@@ -91,6 +100,14 @@ fn create(inner: &mut Inner, body: &[u8]) -> Told {
         }
         items.push((custom_id.to_owned(), read["body"].to_string().into_bytes()));
     }
+    let endpoint = ask["endpoint"].as_str().unwrap_or_default();
+    if !ENDPOINTS.contains(&endpoint) {
+        return Err((400, format!("Invalid value for endpoint: {endpoint}")));
+    }
+    let texts = |body: &[u8]| Call::read(0, body, None).map_or(1, |call| call.texts);
+    if endpoint == "/v1/embeddings" && items.iter().map(|(_, body)| texts(body)).sum::<usize>() > 50_000 {
+        return Err((400, "a batch of embeddings has at most 50,000 inputs".into()));
+    }
     if items.is_empty() || items.len() > 50_000 || lines.len() > 200_000_000 {
         return Err((400, "The batch is empty or exceeds the limits.".into()));
     }
@@ -145,7 +162,11 @@ fn content(inner: &mut Inner, id: &str) -> Told {
             |status: u16, body: Value| json!({"status_code": status, "request_id": "req_1", "body": body});
         let (response, error) = match item.fate {
             Fate::Succeeded => {
-                let body: Value = serde_json::from_slice(&whole(&item.call(at))).unwrap();
+                let call = item.call(at).at(&batch.endpoint);
+                let body = match batch.endpoint.as_str() {
+                    "/v1/chat/completions" => serde_json::from_slice(&whole(&call)).unwrap(),
+                    endpoint => plain(endpoint, &call),
+                };
                 (response(200, body), Value::Null)
             }
             Fate::Errored => {

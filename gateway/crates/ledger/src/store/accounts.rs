@@ -3,6 +3,7 @@
 use super::edit::{Change, Edit, EditError, Source};
 use super::sql::{Row, Sql, Value};
 use super::{Store, StoreError, unread, written};
+use crate::rates::{Rates, RatesChange};
 use exchange::AccountPath;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -16,6 +17,7 @@ pub struct Account {
     pub title: String,
     /// No key under it is accepted.
     pub disabled: bool,
+    pub rates: Rates,
     pub source: Source,
     /// Microseconds since the epoch.
     pub created_us: i64,
@@ -26,6 +28,7 @@ pub struct Account {
 pub struct AccountChange {
     pub title: Option<String>,
     pub disabled: Option<bool>,
+    pub rates: RatesChange,
 }
 
 /// A part of the tree: an account and all below it, or everything.
@@ -90,7 +93,8 @@ pub(super) fn path(row: &Row, first: usize, columns: usize) -> sqlx::Result<Acco
     })
 }
 
-const COLUMNS: &str = "org, team, workflow, title, disabled, source, created_us";
+const COLUMNS: &str = "org, team, workflow, title, disabled, source, created_us, requests_per_minute, tokens_per_minute, \
+                       concurrency";
 
 static LOCK: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(&format!(
@@ -107,9 +111,10 @@ static PAGE: LazyLock<Sql> = LazyLock::new(|| {
 });
 static PUT: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(&format!(
-        "INSERT INTO accounts ({COLUMNS}, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+        "INSERT INTO accounts ({COLUMNS}, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
          ON CONFLICT (org, team, workflow) DO UPDATE SET title = excluded.title, disabled = excluded.disabled, \
-         source = excluded.source, version = excluded.version"
+         source = excluded.source, requests_per_minute = excluded.requests_per_minute, \
+         tokens_per_minute = excluded.tokens_per_minute, concurrency = excluded.concurrency, version = excluded.version"
     ))
 });
 
@@ -120,12 +125,41 @@ fn account(row: &Row) -> sqlx::Result<Account> {
         disabled: row.flag(4)?,
         source: Source::read(row, 5)?,
         created_us: row.int(6)?,
+        rates: rates(row, 7)?,
     })
 }
 
+/// Limits from three columns; 0 stands for none.
+pub(super) fn rates(row: &Row, first: usize) -> sqlx::Result<Rates> {
+    let limit = |at: usize| -> sqlx::Result<Option<u32>> {
+        let stored = u32::try_from(row.int(first + at)?).unwrap_or(u32::MAX);
+        Ok((stored > 0).then_some(stored))
+    };
+    Ok(Rates {
+        requests_per_minute: limit(0)?,
+        tokens_per_minute: limit(1)?,
+        concurrency: limit(2)?,
+    })
+}
+
+/// Limits as three columns.
+pub(super) fn rate_values(rates: Rates) -> [Value<'static>; 3] {
+    [
+        rates.requests_per_minute,
+        rates.tokens_per_minute,
+        rates.concurrency,
+    ]
+    .map(|limit| Value::Int(limit.unwrap_or(0).into()))
+}
+
 fn shown(account: &Account) -> String {
-    serde_json::json!({ "title": account.title, "disabled": account.disabled, "source": account.source.as_str() })
-        .to_string()
+    serde_json::json!({
+        "title": account.title,
+        "disabled": account.disabled,
+        "source": account.source.as_str(),
+        "rate_limits": account.rates.shown(),
+    })
+    .to_string()
 }
 
 /// The account without its key.
@@ -148,6 +182,7 @@ pub(super) async fn must_exist(edit: &mut Edit<'_>, path: &AccountPath) -> Resul
 
 async fn put(edit: &mut Edit<'_>, account: &Account, before: Option<&Account>) -> sqlx::Result<()> {
     let [org, team, workflow, _] = levels(Some(&account.path));
+    let [requests, tokens, concurrency] = rate_values(account.rates);
     let values = [
         Value::Text(org),
         Value::Text(team),
@@ -156,6 +191,9 @@ async fn put(edit: &mut Edit<'_>, account: &Account, before: Option<&Account>) -
         Value::Bool(account.disabled),
         Value::Text(account.source.as_str()),
         Value::Int(account.created_us),
+        requests,
+        tokens,
+        concurrency,
         Value::Int(edit.version),
     ];
     edit.transaction.execute(&PUT, &values).await?;
@@ -197,6 +235,7 @@ impl Store {
                     path: path.clone(),
                     title: String::new(),
                     disabled: false,
+                    rates: Rates::default(),
                     source: Source::Config,
                     created_us: change.at_us,
                 };
@@ -271,7 +310,7 @@ impl Store {
     /// It is there already, or the account above it is not.
     pub(crate) async fn create_account(
         &self,
-        (path, title): (&AccountPath, &str),
+        (path, title, rates): (&AccountPath, &str, Rates),
         change: Change<'_>,
     ) -> Result<Account, EditError> {
         let mut edit = Edit::begin(self, change).await?;
@@ -287,6 +326,7 @@ impl Store {
             path: path.clone(),
             title: title.to_owned(),
             disabled: false,
+            rates,
             source: Source::Api,
             created_us: change.at_us,
         };
@@ -308,6 +348,7 @@ impl Store {
         let mut after = before.clone();
         after.title = wanted.title.unwrap_or(after.title);
         after.disabled = wanted.disabled.unwrap_or(after.disabled);
+        after.rates = after.rates.changed(wanted.rates);
         if after != before {
             put(&mut edit, &after, Some(&before)).await?;
         }

@@ -1,10 +1,11 @@
 //! Keys and their secrets.
 
-use super::accounts::{Subtree, levels, must_exist, path};
+use super::accounts::{Subtree, levels, must_exist, path, rate_values, rates};
 use super::edit::{Change, Edit, EditError, Source};
 use super::sql::{Row, Sql, Value};
 use super::{Store, StoreError, unread, written};
 use crate::keys::{KeySpec, Role, StoredKey, StoredSecret};
+use crate::rates::{Rates, RatesChange};
 use exchange::{BackendClass, Grants, KeyHash};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
@@ -20,10 +21,11 @@ pub struct KeyChange {
     /// `Some(None)`: never.
     pub expires_us: Option<Option<i64>>,
     pub disabled: Option<bool>,
+    pub rates: RatesChange,
 }
 
 const COLUMNS: &str = "id, org, team, workflow, key, role, models, classes, networks, created_us, expires_us, disabled, revoked, \
-                       source";
+                       source, requests_per_minute, tokens_per_minute, concurrency";
 
 static CHANGED: LazyLock<Sql> =
     LazyLock::new(|| Sql::new(&format!("SELECT {COLUMNS} FROM keys WHERE version > $1")));
@@ -53,10 +55,12 @@ static TAKEN: LazyLock<Sql> = LazyLock::new(|| {
 });
 static PUT: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(&format!(
-        "INSERT INTO keys ({COLUMNS}, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+        "INSERT INTO keys ({COLUMNS}, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
          ON CONFLICT (id) DO UPDATE SET org = excluded.org, team = excluded.team, workflow = excluded.workflow, \
          key = excluded.key, models = excluded.models, classes = excluded.classes, networks = excluded.networks, \
          expires_us = excluded.expires_us, disabled = excluded.disabled, revoked = excluded.revoked, \
+         requests_per_minute = excluded.requests_per_minute, tokens_per_minute = excluded.tokens_per_minute, \
+         concurrency = excluded.concurrency, \
          version = excluded.version"
     ))
 });
@@ -69,6 +73,16 @@ static PUT_SECRET: LazyLock<Sql> = LazyLock::new(|| {
 static END_SECRETS: LazyLock<Sql> = LazyLock::new(|| {
     Sql::new(
         "UPDATE key_secrets SET expires_us = $2 WHERE key = $1 AND hash <> $3 AND (expires_us = 0 OR expires_us > $2)",
+    )
+});
+
+/// Ended by rotation, with their key's term, or by its revocation (before that was dated: at once). A configuration's keys
+/// are in its file, whatever is forgotten here.
+pub(super) static PURGE_SECRETS: LazyLock<Sql> = LazyLock::new(|| {
+    Sql::new(
+        "DELETE FROM key_secrets WHERE EXISTS (SELECT 1 FROM keys k WHERE k.id = key_secrets.key AND k.source = 'api' AND \
+         (key_secrets.expires_us <> 0 AND key_secrets.expires_us < $1 OR k.expires_us <> 0 AND k.expires_us < $1 \
+         OR k.revoked AND key_secrets.expires_us = 0))",
     )
 });
 
@@ -103,6 +117,7 @@ fn key(row: &Row) -> sqlx::Result<StoredKey> {
         disabled: row.flag(11)?,
         revoked: row.flag(12)?,
         source: Source::read(row, 13)?,
+        rates: rates(row, 14)?,
         secrets: Vec::new(),
     })
 }
@@ -131,6 +146,7 @@ fn shown(key: &StoredKey) -> String {
         "expires_us": key.expires_us,
         "disabled": key.disabled,
         "revoked": key.revoked,
+        "rate_limits": key.rates.shown(),
         "secrets": hints,
     })
     .to_string()
@@ -160,6 +176,7 @@ async fn locked(edit: &mut Edit<'_>, id: &str) -> Result<StoredKey, EditError> {
 /// Writes a key, and the secrets that are not yet there.
 async fn put(edit: &mut Edit<'_>, after: &StoredKey, before: Option<&StoredKey>) -> sqlx::Result<()> {
     let [org, team, workflow, name] = levels(Some(&after.account));
+    let [requests, tokens, concurrency] = rate_values(after.rates);
     let json = |value: serde_json::Value| value.to_string();
     let models = json(serde_json::json!(after.grants.models));
     let classes = json(serde_json::json!(after.grants.classes));
@@ -179,6 +196,9 @@ async fn put(edit: &mut Edit<'_>, after: &StoredKey, before: Option<&StoredKey>)
         Value::Bool(after.disabled),
         Value::Bool(after.revoked),
         Value::Text(after.source.as_str()),
+        requests,
+        tokens,
+        concurrency,
         Value::Int(edit.version),
     ];
     edit.transaction.execute(&PUT, &values).await?;
@@ -216,6 +236,7 @@ fn declared(key: &KeySpec, at_us: i64) -> StoredKey {
         created_us: at_us,
         expires_us: None,
         disabled: key.disabled,
+        rates: Rates::default(),
         revoked: false,
         source: Source::Config,
         secrets: vec![StoredSecret {
@@ -405,6 +426,7 @@ impl Store {
         after.networks = wanted.networks.unwrap_or(after.networks);
         after.expires_us = wanted.expires_us.unwrap_or(after.expires_us);
         after.disabled = wanted.disabled.unwrap_or(after.disabled);
+        after.rates = after.rates.changed(wanted.rates);
         if after != before {
             put(&mut edit, &after, Some(&before)).await?;
         }
@@ -421,6 +443,12 @@ impl Store {
         let before = locked(&mut edit, id).await?;
         let mut after = before.clone();
         after.revoked = true;
+        let at_us = change.at_us;
+        let ended = [Value::Text(id), Value::Int(at_us), Value::Text("")];
+        edit.transaction.execute(&END_SECRETS, &ended).await?;
+        for secret in &mut after.secrets {
+            secret.expires_us = Some(secret.expires_us.unwrap_or(at_us).min(at_us));
+        }
         put(&mut edit, &after, Some(&before)).await?;
         edit.commit().await?;
         Ok(())

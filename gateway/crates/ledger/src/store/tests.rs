@@ -62,6 +62,13 @@ fn change() -> Change<'static> {
     }
 }
 
+fn kept(days: u32) -> Kept {
+    Kept {
+        rows_days: Some(days),
+        ..Kept::default()
+    }
+}
+
 fn cell(budget: &Budget) -> CellName {
     let window = budget.spec.period.window(&budget.spec.zone, NOW);
     CellName {
@@ -533,8 +540,8 @@ async fn old_rows_end_and_hours_stay(bench: &Bench) {
     let database = bench.database("upkeep");
     let store = Store::open(&database, "n1".into()).await.unwrap();
     let search = budget("search", 1000);
-    store.upkeep(NOW, Some(7)).await.unwrap();
-    store.upkeep(NOW, Some(7)).await.unwrap();
+    store.upkeep(NOW, kept(7)).await.unwrap();
+    store.upkeep(NOW, kept(7)).await.unwrap();
     let (one, two) = (settlement(1, &search, 5), settlement(2, &search, 6));
     store.post(&[&one, &two]).await.unwrap();
     if let Bench::Postgres(server) = bench {
@@ -549,9 +556,9 @@ async fn old_rows_end_and_hours_stay(bench: &Bench) {
         );
     }
     store.tell(&[outcome(&one, true)]).await.unwrap();
-    store.upkeep(NOW + 7 * 86_400_000_000, Some(7)).await.unwrap();
+    store.upkeep(NOW + 7 * 86_400_000_000, kept(7)).await.unwrap();
     assert!(store.request(one.record.request).await.unwrap().is_some());
-    store.upkeep(NOW + 8 * 86_400_000_000, Some(7)).await.unwrap();
+    store.upkeep(NOW + 8 * 86_400_000_000, kept(7)).await.unwrap();
     assert!(store.request(one.record.request).await.unwrap().is_none());
     for (table, rows) in [
         ("requests", 0),

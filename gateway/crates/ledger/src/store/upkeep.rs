@@ -4,7 +4,7 @@
 //! no longer kept is dropped as three tables; in SQLite its rows are deleted.
 
 use super::sql::{Pool, Sql, Transaction, Value};
-use super::{Store, StoreError, replies, unread, written};
+use super::{Store, StoreError, keys, replies, unread, written};
 use std::sync::LazyLock;
 
 const DAY_US: i64 = 86_400_000_000;
@@ -33,9 +33,35 @@ static LEASES: LazyLock<Sql> = LazyLock::new(|| {
     )
 });
 
+/// How long things are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Days, of requests, attempts, decisions and outcomes; for good where there is no number.
+    pub rows_days: Option<u32>,
+    /// Days for which the hash of a secret of a key is kept after its end.
+    pub secrets_days: u32,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            rows_days: None,
+            secrets_days: 30,
+        }
+    }
+}
+
+impl Kept {
+    /// Secrets that ended before this are forgotten.
+    pub(crate) fn secrets_since(self, now_us: i64) -> i64 {
+        now_us.saturating_sub(i64::from(self.secrets_days) * DAY_US)
+    }
+}
+
 impl Store {
-    /// Makes the partitions of the days to come, and ends those that are older than `keep_days`.
-    pub(crate) async fn upkeep(&self, now_us: i64, keep_days: Option<u32>) -> Result<(), StoreError> {
+    /// Makes the partitions of the days to come, and ends what is older than it is kept.
+    pub(crate) async fn upkeep(&self, now_us: i64, kept: Kept) -> Result<(), StoreError> {
+        let keep_days = kept.rows_days;
         let today = now_us.div_euclid(DAY_US);
         let first_kept = keep_days.map(|days| today - i64::from(days));
         let mut transaction = self.pool.begin().await.map_err(written)?;
@@ -45,6 +71,11 @@ impl Store {
             let old = Sql::new(&format!("DELETE FROM outcomes WHERE told_us < {}", day * DAY_US));
             transaction.execute(&old, &[]).await.map_err(written)?;
         }
+        let ended = [Value::Int(kept.secrets_since(now_us))];
+        transaction
+            .execute(&keys::PURGE_SECRETS, &ended)
+            .await
+            .map_err(written)?;
         let forgotten = [Value::Int(now_us - replies::KEPT_US)];
         let purged = transaction.execute(&replies::PURGE, &forgotten).await;
         purged.map_err(written)?;

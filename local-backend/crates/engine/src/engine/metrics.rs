@@ -37,7 +37,6 @@ impl Histogram {
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub running: AtomicU64,
-    pub waiting: AtomicU64,
     pub blocks_used: AtomicU64,
     pub blocks_total: AtomicU64,
     pub prompt_tokens: AtomicU64,

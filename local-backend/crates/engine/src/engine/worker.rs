@@ -1,13 +1,13 @@
 //! The one engine thread: word from callers, a plan, a step, its tokens; over and over.
 
-use super::board::Board;
+use super::board::{Board, Left};
 use super::metrics::add;
 use super::sequence::{Model, Sequence};
 use super::{Command, Embedding, Settings, Shared, Speculation, Standing, Submission};
 use crate::backend::{Backend, Row, StepEnd};
 use crate::scheduler::{Class, Job, Part, Plan, Scheduler};
 use crate::text::Tokenizer;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -28,6 +28,8 @@ pub(super) struct Worker {
     sequences: HashMap<u64, Sequence>,
     /// In order of arrival; one of them is done between two steps.
     embeddings: VecDeque<Embedding>,
+    /// Left before they were taken from the channel, where they are.
+    left_early: HashSet<u64>,
     logits: Vec<f32>,
 }
 
@@ -48,6 +50,7 @@ impl Worker {
             scheduler: Scheduler::new(blocks, settings.limits),
             sequences: HashMap::new(),
             embeddings: VecDeque::new(),
+            left_early: HashSet::new(),
             logits: Vec::new(),
         }
     }
@@ -90,6 +93,8 @@ impl Worker {
             Command::Submit(submission) => self.submit(*submission),
             Command::Embed(embedding) => self.embeddings.push_back(embedding),
             Command::Standing(tell) => {
+                // Who has left while a step ran is no part of it.
+                self.drop_left();
                 let mut slots: Vec<_> = self
                     .sequences
                     .values()
@@ -105,6 +110,9 @@ impl Worker {
     }
 
     fn submit(&mut self, submission: Submission) {
+        if self.left_early.remove(&submission.id) {
+            return;
+        }
         let (sequence, tokens) = Sequence::new(submission);
         let now = self.shared.started.elapsed();
         let order = &sequence.order;
@@ -151,42 +159,46 @@ impl Worker {
     }
 
     fn drop_left(&mut self) {
-        for (id, when) in self.shared.board.take_left() {
+        for Left { id, when, was_queued } in self.shared.board.take_left() {
             self.embeddings.retain(|embedding| embedding.id != id);
             let Some(sequence) = self.sequences.get(&id) else {
+                // Nobody queues but on the way here; all others are done.
+                if was_queued {
+                    self.left_early.insert(id);
+                }
                 continue;
             };
-            let metrics = &self.shared.metrics;
-            match sequence.phase() {
-                "queued" => add(&metrics.cancelled_queued, 1),
-                "prefill" => add(&metrics.cancelled_prefill, 1),
-                _ => add(&metrics.cancelled_decode, 1),
+            if !was_queued {
+                let metrics = &self.shared.metrics;
+                match sequence.phase() {
+                    "decode" => add(&metrics.cancelled_decode, 1),
+                    _ => add(&metrics.cancelled_prefill, 1),
+                }
+                metrics.cancel.observe(when.elapsed());
             }
-            metrics.cancel.observe(when.elapsed());
             self.forget(id);
         }
     }
 
     fn forget(&mut self, id: u64) {
         self.scheduler.remove(id);
-        if let Some(sequence) = self.sequences.remove(&id)
-            && sequence.phase() == "queued"
-        {
-            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-        }
+        self.sequences.remove(&id);
+        self.shared.board.unqueue(id);
     }
 
     fn note(&mut self, plan: &Plan) {
+        // First among the running, then out of the queue: at no moment is a request in neither.
+        self.show();
         let metrics = &self.shared.metrics;
         add(&metrics.preempted, plan.preempted);
         for (id, cached) in &plan.admitted {
+            // One whose caller has just left never runs: the step does not begin before it is dropped.
             if let Some(sequence) = self.sequences.get_mut(id)
                 && sequence.admitted(*cached, metrics)
             {
-                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+                self.shared.board.unqueue(*id);
             }
         }
-        self.show();
     }
 
     fn step(&mut self, plan: &Plan, context: usize) {
@@ -214,10 +226,10 @@ impl Worker {
         let took = started.elapsed();
         let metrics = &self.shared.metrics;
         add(&metrics.busy_us, took.as_micros() as usize);
-        if plan.class == Class::Background {
-            add(&metrics.background_us, took.as_micros() as usize);
-        }
         if ended == StepEnd::Aborted {
+            if plan.class == Class::Background {
+                add(&metrics.background_us, took.as_micros() as usize);
+            }
             add(&metrics.aborted_steps, 1);
             return;
         }
@@ -227,6 +239,12 @@ impl Worker {
             .longest_step_us
             .fetch_max(took.as_micros() as u64, Ordering::Relaxed);
         let shares = self.scheduler.ran(plan, took);
+        let pairs = plan.parts.iter().zip(&shares);
+        let background: Duration = pairs
+            .filter(|(part, _)| part.class == Class::Background)
+            .map(|(_, share)| *share)
+            .sum();
+        add(&metrics.background_us, background.as_micros() as usize);
         let mut logits = std::mem::take(&mut self.logits);
         let mut rest = logits.as_mut_slice();
         for (part, share) in plan.parts.iter().zip(shares) {
@@ -286,8 +304,6 @@ impl Worker {
         let metrics = &self.shared.metrics;
         let ((running, _), blocks) = (self.scheduler.counts(), self.scheduler.blocks());
         metrics.running.store(running as u64, Ordering::Release);
-        let waiting = self.sequences.len().saturating_sub(running) as u64;
-        metrics.waiting.store(waiting, Ordering::Relaxed);
         let used = (blocks.total() - blocks.free()) as u64;
         metrics.blocks_used.store(used, Ordering::Relaxed);
         let alive = self.shared.started.elapsed().as_millis() as u64;

@@ -6,6 +6,7 @@
 
 use super::Use;
 use super::arch::{Config, Pooling};
+use super::progress::Progress;
 use super::source::Source;
 use super::weights::{Layer, Linear, Norms, Weights};
 use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
@@ -14,6 +15,14 @@ use kernels::{
     attend, feed, multiply, rotate,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a model is to run.
+pub(super) struct Settings {
+    pub(super) threads: usize,
+    pub(super) weights: Use,
+    /// How keys and values are kept; `None`: as suits the weights.
+    pub(super) kv: Option<KvKind>,
+}
 
 pub(super) struct Model {
     info: ModelInfo,
@@ -88,11 +97,11 @@ impl Model {
     pub(super) fn new(
         source: Source,
         mut info: ModelInfo,
-        (threads, weights): (usize, Use),
+        (settings, progress): (Settings, &Progress),
     ) -> Result<Self, String> {
-        let mut pool = Pool::new(threads);
+        let mut pool = Pool::new(settings.threads);
         let config = source.config()?;
-        let weights = Weights::load(&source, &config, (&mut pool, weights))?;
+        let weights = Weights::load((&source, &config), (&mut pool, settings.weights), progress)?;
         let vocabulary = source
             .tensor("token_embd.weight")?
             .map_or(0, |embedding| embedding.rows);
@@ -118,17 +127,14 @@ impl Model {
         info.embedding_width = config.width;
         info.embeds = config.pooling.is_some();
         info.generates = weights.output.is_some();
-        let kind = if weights.is_float {
-            KvKind::F32
-        } else {
-            KvKind::F16
-        };
+        let kind = settings.kv.unwrap_or(weights.cache_kind());
         let shape = KvShape {
             kind,
             heads: config.kv_heads,
             dim: config.head_dim,
         };
         info.kv_bytes = kind.bytes();
+        info.kv_scale_bytes = kind.scale_bytes();
         Ok(Self {
             info,
             config,
@@ -474,7 +480,11 @@ impl Backend for Model {
         // Nothing is looked at again after its layer, so that all layers can have one cache; a causal model's own are
         // left alone.
         let kept = std::mem::take(&mut self.caches);
-        let cache = KvCache::new(self.shape, next as usize).ok()?;
+        let shape = KvShape {
+            kind: self.weights.cache_kind(),
+            ..self.shape
+        };
+        let cache = KvCache::new(shape, next as usize).ok()?;
         self.caches.push(cache);
         let parts = tables.iter().zip(sequences);
         let places = Places::new(parts.map(|(table, sequence)| (table.as_slice(), 0, sequence.len())));

@@ -2,6 +2,7 @@
 
 use super::Use;
 use super::cuda::Capacity;
+use kernels::KvKind;
 use kernels::cuda::{Card, Choice, CudaError, Driver, Libraries, Ops, choose};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,6 +64,8 @@ pub enum Place {
     Cpu {
         threads: usize,
         weights: Use,
+        /// How keys and values are kept; `None`: as suits the weights.
+        kv: Option<KvKind>,
     },
     Cuda {
         driver: Arc<dyn Driver>,
@@ -80,6 +83,21 @@ impl Place {
         Self::Cpu {
             threads,
             weights: Use::AsStored,
+            kv: None,
+        }
+    }
+
+    /// The same place, with keys and values kept like this.
+    ///
+    /// # Errors
+    /// A card keeps them in one way only.
+    pub fn keeping(self, kv: Option<KvKind>) -> Result<Self, String> {
+        match (self, kv) {
+            (Self::Cpu { threads, weights, .. }, kv) => Ok(Self::Cpu { threads, weights, kv }),
+            (card, None) => Ok(card),
+            (card, Some(_)) => Err(format!(
+                "the kind of cache can be chosen on the CPU; {card} keeps keys and values in 16 bits: leave `kv_cache` out"
+            )),
         }
     }
 }

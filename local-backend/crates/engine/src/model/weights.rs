@@ -2,8 +2,9 @@
 
 use super::Use;
 use super::arch::{Config, Order};
+use super::progress::Progress;
 use super::source::Source;
-use kernels::{Format, Matrix, Norm, Pool, Precision, Rows};
+use kernels::{Format, KvKind, Matrix, Norm, Pool, Precision, Rows};
 
 /// A matrix with what is added to its products.
 pub(super) struct Linear {
@@ -211,11 +212,17 @@ impl Loader<'_> {
 }
 
 impl Weights {
+    /// How keys and values are kept beside such weights.
+    pub(super) fn cache_kind(&self) -> KvKind {
+        if self.is_float { KvKind::F32 } else { KvKind::F16 }
+    }
+
     pub(super) fn load(
-        source: &Source,
-        config: &Config,
+        (source, config): (&Source, &Config),
         (pool, weights): (&mut Pool, Use),
+        progress: &Progress,
     ) -> Result<Self, String> {
+        progress.begin(config.layers + 1);
         let mut loader = Loader {
             source,
             config,
@@ -225,7 +232,11 @@ impl Weights {
             is_float: true,
         };
         let layers = (0..config.layers)
-            .map(|index| loader.layer(index))
+            .map(|index| {
+                let layer = loader.layer(index);
+                progress.step();
+                layer
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let kinds = loader.floats("token_types.weight")?;
         let entry = Entry {

@@ -86,6 +86,24 @@ impl Pace {
         self.fitted(work) * self.drag
     }
 
+    /// Whether a step of this work will take no longer than `limit`, more likely than not with some to spare.
+    #[must_use]
+    pub fn fits(&self, work: Work, limit: Duration) -> bool {
+        self.expected(work) <= limit.as_secs_f64() * AIM
+    }
+
+    /// The limit under which a step that is expected to take `time` just fits.
+    #[must_use]
+    pub fn aimed_at(&self, time: Duration) -> Duration {
+        time.div_f64(AIM)
+    }
+
+    /// What a step costs for being one, in seconds.
+    #[must_use]
+    pub fn fixed(&self) -> f64 {
+        self.rates[0] * self.drag
+    }
+
     fn fitted(&self, work: Work) -> f64 {
         self.rates
             .iter()
@@ -110,8 +128,7 @@ impl Pace {
         (least, most): (usize, usize),
         limit: Duration,
     ) -> usize {
-        let fits =
-            |count: usize| self.expected(planned.plus(Work::of(first, count))) <= limit.as_secs_f64() * AIM;
+        let fits = |count: usize| self.fits(planned.plus(Work::of(first, count)), limit);
         let (mut fitting, mut over) = (least, most + 1);
         while over - fitting > 1 {
             let middle = fitting.midpoint(over);

@@ -190,9 +190,10 @@ proptest! {
         prop_assert!(machine.is_clean());
     }
 
-    /// A step with a background part has no other, and comes only when no other request is there.
+    /// Background parts are in a step only beside answers that go on, after them, and only while it stays short; a prompt
+    /// is read, and a request let in, without them.
     #[test]
-    fn background_runs_alone(wishes in wishes(30)) {
+    fn background_takes_nothing_from_others(wishes in wishes(30)) {
         let mut machine = Machine::new(60, 4);
         let mut background = Vec::new();
         for (wish, pause, _) in wishes {
@@ -202,9 +203,20 @@ proptest! {
             machine.submit(wish);
             for _ in 0..pause {
                 let plan = machine.scheduler.plan();
-                let others = machine.left.keys().any(|id| !background.contains(id));
-                let mixed = plan.parts.iter().any(|part| background.contains(&part.id) == others);
-                prop_assert!(!mixed, "{plan:?}");
+                let is_background = |part: &&Part| background.contains(&part.id);
+                let others: Vec<u64> = machine.left.keys().copied().filter(|id| !background.contains(id)).collect();
+                let riders: Vec<&Part> = plan.parts.iter().filter(is_background).collect();
+                prop_assert!(riders.iter().all(|part| part.class == Class::Background));
+                if !others.is_empty() && !riders.is_empty() {
+                    prop_assert_eq!(plan.class, Class::Foreground);
+                    let first = plan.parts.iter().filter(|part| !background.contains(&part.id));
+                    prop_assert!(first.clone().all(|part| part.count == 1 && part.is_last), "{plan:?}");
+                    prop_assert_eq!(first.count(), others.len(), "somebody else waits: {:?}", plan);
+                    let work = |of: &[&Part]| of.iter().fold(Work::default(), |sum, part| sum.plus(part.work()));
+                    let own: Vec<&Part> = plan.parts.iter().filter(|part| !background.contains(&part.id)).collect();
+                    let pace = machine.scheduler.pace();
+                    prop_assert!(pace.expected(plan.work()) <= pace.expected(work(&own)) * 1.051, "{plan:?}");
+                }
                 machine.step();
             }
         }
@@ -420,4 +432,75 @@ fn right_guesses_are_kept_and_wrong_ones_cost_nothing_else() {
     assert_eq!((part.first, part.count, part.guesses), (17, 1, 0));
     assert!(scheduler.remove(1));
     assert_eq!(scheduler.blocks().free(), 10);
+}
+
+/// 2 ms a step and 0.3 ms a token.
+fn fast() -> Machine {
+    let mut machine = Machine::new(4000, 64);
+    machine.rates = (0.0003, 0.002);
+    machine
+}
+
+fn background(id: u64, tokens: std::ops::Range<u32>) -> Job {
+    Job {
+        class: Class::Background,
+        ..job(id, "night", tokens)
+    }
+}
+
+#[test]
+fn background_rides_where_rows_are_cheap_and_never_with_a_prompt() {
+    let mut machine = fast();
+    // A card: 5 ms to read the weights, a hundredth of a millisecond for a row.
+    machine.rates = (0.000_01, 0.005);
+    for id in 10..30 {
+        machine.submit(wish(
+            background(id, id as u32 * 1000..id as u32 * 1000 + 100),
+            400,
+        ));
+    }
+    (0..100).for_each(|_| assert!(machine.step()));
+    machine.submit(wish(job(1, "day", 0..20), 300));
+    (0..10).for_each(|_| assert!(machine.step()));
+    let before = machine.served[&Arc::from("night")];
+    machine.longest = 0.0;
+    (0..50).for_each(|_| assert!(machine.step()));
+    let rode = machine.served[&Arc::from("night")] - before;
+    assert!(rode >= 50 * 15, "{rode} tokens rode along");
+    assert!(machine.longest <= 0.0055, "{} s", machine.longest);
+    machine.submit(wish(job(2, "day", 500_000..500_400), 10));
+    while machine.produced[&2].len() == 400 {
+        let plan = machine.scheduler.plan();
+        assert!(
+            plan.parts.iter().all(|part| part.class == Class::Foreground),
+            "{plan:?}"
+        );
+        machine.step();
+    }
+    machine.run();
+    assert!(machine.is_clean());
+}
+
+#[test]
+fn background_steps_are_short_until_it_has_been_quiet_for_long() {
+    let mut machine = fast();
+    machine.submit(wish(job(1, "day", 0..20), 30));
+    machine.run();
+    for id in 10..200 {
+        machine.submit(wish(background(id, id as u32 * 1000..id as u32 * 1000 + 400), 4));
+    }
+    let mut took = Vec::new();
+    for _ in 0..60 {
+        machine.longest = 0.0;
+        machine.step();
+        took.push(machine.longest);
+    }
+    assert!(took[..3].iter().all(|took| *took < 0.018), "{took:?}");
+    assert!(took[55..].iter().all(|took| *took > 0.030), "{took:?}");
+    // Somebody comes, and all begins anew.
+    machine.submit(wish(job(2, "day", 0..20), 1));
+    machine.step();
+    machine.longest = 0.0;
+    machine.step();
+    assert!(machine.longest < 0.018, "{}", machine.longest);
 }

@@ -89,6 +89,7 @@ impl Device {
             embeds: false,
             embedding_width: 0,
             kv_bytes: 4,
+            kv_scale_bytes: 0,
         };
         Self {
             info,

@@ -106,6 +106,11 @@ unsafe impl Lanes for Avx2 {
         );
     }
     #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> F {
+        let eight = |at: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())));
+        [eight(at), eight(at.add(8))]
+    }
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u16) -> F {
         [eight_bf16(at), eight_bf16(at.add(8))]
     }

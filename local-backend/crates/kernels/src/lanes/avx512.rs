@@ -43,6 +43,10 @@ unsafe impl Lanes for Avx512 {
         );
     }
     #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())))
+    }
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u16) -> __m512 {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))

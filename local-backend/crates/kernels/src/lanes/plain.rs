@@ -49,6 +49,11 @@ unsafe impl Lanes for Plain {
             .write_unaligned(value.map(|value| f16::from_f32(value).to_bits()));
     }
     #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> F {
+        let bytes = at.cast::<[i8; 16]>().read_unaligned();
+        each(|lane| f32::from(bytes[lane]))
+    }
+    #[inline(always)]
     unsafe fn load_bf16(at: *const u16) -> F {
         let bits = at.cast::<[u16; 16]>().read_unaligned();
         each(|lane| bf16::from_bits(bits[lane]).to_f32())

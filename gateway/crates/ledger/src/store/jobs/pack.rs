@@ -51,6 +51,13 @@ sql!(
     )
 );
 sql!(
+    LEFT,
+    format!(
+        "SELECT {ITEM} FROM job_items WHERE provider = $1 AND deployment = $2 AND (rescue OR state = 'cancelled') \
+         AND (ended_us = 0 OR ended_us >= $3)"
+    )
+);
+sql!(
     SUBMITTED,
     "UPDATE job_items SET state = 'submitted', tries = tries + 1 WHERE pack = $1 AND state = 'packed'"
 );
@@ -224,6 +231,21 @@ impl Jobs {
             .await
             .map_err(unread)?;
         rows.iter().map(item).collect::<sqlx::Result<_>>().map_err(unread)
+    }
+
+    /// Items that were given up since a pack was formed and may have been in it.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn left(&self, pack: &Pack) -> Result<Vec<StoredItem>, StoreError> {
+        let values = [
+            Value::Text(&pack.provider),
+            Value::Text(&pack.deployment),
+            Value::Int(pack.created_us),
+        ];
+        let rows = self.store.pool.fetch(&LEFT, &values).await.map_err(unread)?;
+        let read: sqlx::Result<Vec<StoredItem>> = rows.iter().map(item).collect();
+        read.map_err(unread)
     }
 
     /// The provider has taken the pack.

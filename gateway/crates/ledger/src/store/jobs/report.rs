@@ -1,9 +1,9 @@
 //! Jobs in sum: how they stand, for operators; and what ran at once although it could have waited.
 
 use super::sql;
-use crate::jobs::{Jobs, Standing, Waitable};
+use crate::jobs::{FirstRead, Jobs, Standing, Waitable};
 use crate::store::sql::{Row, Sql, Value};
-use crate::store::{StoreError, unread};
+use crate::store::{StoreError, unread, written};
 use exchange::Money;
 use std::sync::LazyLock;
 
@@ -37,7 +37,53 @@ sql!(
      AND state IN ('ended', 'settled') AND NOT cancelling"
 );
 
+sql!(
+    READ,
+    "UPDATE jobs SET read_us = {now} WHERE id = $1 AND read_us = 0 AND ended_us > 0"
+);
+sql!(
+    FIRST_READS,
+    "SELECT j.org, j.team, j.workflow, i.provider, i.model, count(*), CAST(sum(i.charge) AS BIGINT), \
+     CAST(sum(CASE WHEN i.saved < 0 THEN -i.saved ELSE 0 END) AS BIGINT), CAST(avg(i.ended_us - j.created_us) AS BIGINT), \
+     CAST(avg(j.read_us - i.ended_us) AS BIGINT) FROM job_items i JOIN jobs j ON j.id = i.job \
+     WHERE j.kind <> 'file' AND j.read_us > 0 AND i.ended_us > {now} - $1 AND i.state IN ('succeeded', 'rescued') \
+     GROUP BY 1, 2, 3, 4, 5 ORDER BY 8 DESC, 6 DESC"
+);
+
 impl Jobs {
+    /// An answer of a job that has ended is read; only the first time counts.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub async fn read(&self, job: &str) -> Result<(), StoreError> {
+        let done = self.store.pool.fetch(&READ, &[Value::Text(job)]).await;
+        done.map(drop).map_err(written)
+    }
+
+    /// How long answers lay before they were first read, by workflow and model, in the time since.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn first_reads(&self, since_us: i64) -> Result<Vec<FirstRead>, StoreError> {
+        let rows = self.store.pool.fetch(&FIRST_READS, &[Value::Int(since_us)]).await;
+        let read = |row: &Row| {
+            Ok(FirstRead {
+                org: row.text(0)?,
+                team: row.text(1)?,
+                workflow: row.text(2)?,
+                provider: row.text(3)?,
+                model: row.text(4)?,
+                items: row.int(5)?,
+                charge: Money::from_nanos(row.int(6)?),
+                left: Money::from_nanos(row.int(7)?),
+                answer_us: row.int(8)?,
+                lay_us: row.int(9)?,
+            })
+        };
+        let rows = rows.map_err(unread)?;
+        rows.iter().map(read).collect::<sqlx::Result<_>>().map_err(unread)
+    }
+
     /// How jobs stand, by team: what is open, and what ended within a day.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use exchange::{AccountPath, Money};
 use std::sync::Arc;
 
 pub(super) const JOB: &str = "id, kind, org, team, workflow, key, key_hash, dialect, endpoint, state, input, name, metadata, \
-    webhook, idempotency, total, bytes, created_us, deadline_us, cancelled_us, ended_us, expires_us, problem";
+    webhook, idempotency, total, bytes, created_us, deadline_us, cancelled_us, ended_us, expires_us, problem, read_us";
 pub(super) const ITEM: &str = "job, number, custom_id, state, way, rescue, deployment, request, held, charge, saved, tries, \
     deadline_us, status, problem, ended_us, input, output";
 pub(super) const PACK: &str = "id, provider, deployment, model, endpoint, backend, state, file, remote, items, cancelling, \
@@ -42,6 +42,7 @@ pub(super) fn job(row: &Row) -> sqlx::Result<Job> {
         ended_us: row.int(20)?,
         expires_us: row.int(21)?,
         problem: row.text(22)?,
+        read_us: row.int(23)?,
     })
 }
 

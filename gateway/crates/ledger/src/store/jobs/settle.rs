@@ -2,7 +2,7 @@
 
 use super::row::{JOB, job};
 use super::sql;
-use crate::jobs::{Escrow, ItemEnd, Job, Jobs, lessee};
+use crate::jobs::{Escrow, ItemEnd, Job, Jobs, StoredItem, lessee};
 use crate::settlement::{Post, Settlement};
 use crate::store::sql::{Row, Sql, Transaction, Value};
 use crate::store::{Store, StoreError, unread, written};
@@ -10,6 +10,11 @@ use exchange::{Money, Record};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+sql!(
+    STRAY,
+    "UPDATE job_items SET charge = charge + $3, saved = saved - $3, \
+     problem = 'its batch answered it after it was given up, and was paid too' WHERE job = $1 AND number = $2"
+);
 sql!(
     END,
     "UPDATE job_items SET state = $3, way = CASE WHEN $4 = '' THEN way ELSE $4 END, rescue = rescue OR $5, status = $6, \
@@ -101,6 +106,35 @@ impl Jobs {
         }
         self.ledger.look_again();
         Ok(changed)
+    }
+
+    /// A provider has answered, and billed, an item that was no longer waited for: its money is charged to whoever the item
+    /// belongs to, marked `late`, once however often it is told. False: it was known.
+    ///
+    /// # Errors
+    /// The store cannot be written; all of it may be sent again.
+    pub async fn stray(&self, item: &StoredItem, record: &Record) -> Result<bool, StoreError> {
+        let escrows = self.store.escrows(&item.job).await?;
+        let mut transaction = self.store.pool.begin().await.map_err(written)?;
+        let lessee = self.store.as_node(lessee(&item.job));
+        // What was held for it went back when it was given up.
+        let settled = Settlement {
+            late: true,
+            ..settlement(record, Money::ZERO, &item.deployment, &escrows)
+        };
+        let posted = lessee.post_in(&mut transaction, &[&settled]).await;
+        let is_new = posted.map_err(written)?.new > 0;
+        if is_new {
+            let values = [
+                Value::Text(&item.job),
+                Value::Int(item.number),
+                Value::Int(record.total().nanos()),
+            ];
+            transaction.execute(&STRAY, &values).await.map_err(written)?;
+        }
+        transaction.commit().await.map_err(written)?;
+        self.ledger.look_again();
+        Ok(is_new)
     }
 
     /// Ends jobs whose items have all ended; returns their ids.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::keys::{KeySpec, Role, StoredKey, StoredSecret};
+use crate::rates::{Rates, RatesChange};
 use exchange::{Grants, KeyHash};
 
 fn secret(number: u8, at_us: i64) -> StoredSecret {
@@ -26,6 +27,7 @@ fn key(id: &str, path: &str, number: u8) -> StoredKey {
         created_us: NOW,
         expires_us: Some(NOW + 1000),
         disabled: false,
+        rates: Rates::default(),
         revoked: false,
         source: Source::Api,
         secrets: vec![secret(number, NOW)],
@@ -48,7 +50,11 @@ async fn accounts_form_a_tree(bench: &Bench) {
     let path = |text: &str| -> AccountPath { text.parse().unwrap() };
     let make = |text: &str| {
         let (store, path) = (store.clone(), path(text));
-        async move { store.create_account((&path, "a title"), change()).await }
+        async move {
+            store
+                .create_account((&path, "a title", Rates::default()), change())
+                .await
+        }
     };
     assert!(matches!(
         make("acme/sales/leads").await,
@@ -101,6 +107,118 @@ async fn accounts_form_a_tree(bench: &Bench) {
         (source("acme").await, source("acme/search").await),
         (Source::Config, Source::Api)
     );
+}
+
+async fn limits_are_kept_changed_and_taken_away(bench: &Bench) {
+    let store = open(bench, "limits").await;
+    let path: AccountPath = "acme/sales".parse().unwrap();
+    let rates = Rates {
+        requests_per_minute: Some(u32::MAX),
+        tokens_per_minute: None,
+        concurrency: Some(3),
+    };
+    let made = store.create_account((&path, "", rates), change()).await.unwrap();
+    assert_eq!(
+        (made.rates, store.account(&path).await.unwrap().rates),
+        (rates, rates)
+    );
+    let limited = StoredKey {
+        rates,
+        ..key("01", "acme/search/-/ci", 1)
+    };
+    store.create_key(limited.clone(), change()).await.unwrap();
+    assert_eq!(store.key("01").await.unwrap(), limited);
+    let wanted = RatesChange {
+        requests_per_minute: Some(Some(7)),
+        tokens_per_minute: None,
+        concurrency: Some(None),
+    };
+    let changed = Rates {
+        requests_per_minute: Some(7),
+        ..Rates::default()
+    };
+    let version = store.version().await.unwrap();
+    let of_key = KeyChange {
+        rates: wanted,
+        ..KeyChange::default()
+    };
+    store.change_key("01", of_key, change()).await.unwrap();
+    let of_account = AccountChange {
+        rates: wanted,
+        ..AccountChange::default()
+    };
+    store.change_account(&path, of_account, change()).await.unwrap();
+    assert_eq!(store.keys_since(version).await.unwrap()[0].rates, changed);
+    assert_eq!(store.accounts_since(version).await.unwrap()[0].rates, changed);
+    let after = store.audit("acme/sales", (i64::MAX, 1)).await.unwrap()[0]
+        .after
+        .clone();
+    assert!(after.unwrap().contains("\"requests_per_minute\":7"));
+    // A start with a configuration that names the account leaves its limits alone.
+    store
+        .declare_accounts(std::slice::from_ref(&path), change())
+        .await
+        .unwrap();
+    assert_eq!(store.account(&path).await.unwrap().rates, changed);
+}
+
+async fn ended_secrets_are_forgotten_in_time(bench: &Bench) {
+    const DAY: i64 = 86_400_000_000;
+    let store = open(bench, "forgotten").await;
+    let lasting = |id: &str, path: &str, number: u8| StoredKey {
+        expires_us: None,
+        ..key(id, path, number)
+    };
+    store
+        .create_key(lasting("01", "acme/-/-/rotated", 1), change())
+        .await
+        .unwrap();
+    store
+        .rotate_key("01", (secret(2, NOW), NOW + DAY), change())
+        .await
+        .unwrap();
+    store
+        .create_key(key("02", "acme/-/-/expired", 3), change())
+        .await
+        .unwrap();
+    store
+        .create_key(lasting("03", "acme/-/-/revoked", 4), change())
+        .await
+        .unwrap();
+    store.revoke_key("03", change()).await.unwrap();
+    store
+        .create_key(lasting("04", "acme/-/-/alive", 5), change())
+        .await
+        .unwrap();
+    let spec = KeySpec {
+        hash: KeyHash([6; 32]),
+        account: "acme/-/-/configured".parse().unwrap(),
+        grants: Grants::default(),
+        networks: Vec::new(),
+        budgets: Vec::new(),
+        disabled: false,
+    };
+    store.declare_keys(&[spec], change()).await.unwrap();
+    store.declare_keys(&[], change()).await.unwrap();
+    let known = async |after_days: i64| {
+        let kept = Kept {
+            rows_days: None,
+            secrets_days: 10,
+        };
+        store.upkeep(NOW + after_days * DAY, kept).await.unwrap();
+        let mut known: Vec<u8> = Vec::new();
+        for key in store.keys_since(-1).await.unwrap() {
+            known.extend(key.secrets.iter().map(|secret| secret.hash.0[0]));
+        }
+        known.sort_unstable();
+        known
+    };
+    assert_eq!(known(10).await, [1, 2, 3, 4, 5, 6]);
+    // The term of the second key is a millisecond.
+    assert_eq!(known(11).await, [1, 2, 5, 6]);
+    assert_eq!(known(12).await, [2, 5, 6]);
+    // The keys themselves stay, for what was spent with them.
+    assert_eq!(store.keys_since(-1).await.unwrap().len(), 5);
 }
 
 async fn keys_are_made_rotated_changed_and_revoked(bench: &Bench) {
@@ -479,6 +597,8 @@ async fn requests_and_usage_are_read_by_subtree(bench: &Bench) {
 
 pub(super) async fn all(bench: &Bench) {
     accounts_form_a_tree(bench).await;
+    limits_are_kept_changed_and_taken_away(bench).await;
+    ended_secrets_are_forgotten_in_time(bench).await;
     keys_are_made_rotated_changed_and_revoked(bench).await;
     keys_are_listed_by_page_and_a_configurations_are_shown(bench).await;
     budgets_are_made_increased_and_retired(bench).await;
