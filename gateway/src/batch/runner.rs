@@ -29,8 +29,9 @@ const CALL_LEASE_US: i64 = 20 * 60_000_000;
 const TRIES: i64 = 6;
 /// Looks between two looks at what is left over.
 const UPKEEP: u32 = 20;
-/// A job that is still being received after so long was given up by its caller.
-const ABANDONED_US: i64 = 3_600_000_000;
+/// A job that is still being received after the first of these was given up by its caller; one that is still starting
+/// after the second was left by a node that ended.
+const ABANDONED_US: (i64, i64) = (3_600_000_000, 90_000_000);
 /// Packs are remembered for so long, for what they tell of a provider.
 const PACKS_KEPT_US: i64 = 7 * 24 * 3_600_000_000;
 

@@ -327,6 +327,45 @@ async fn a_job_after_a_restart(folder: &Path, database: Database) {
     ledger.close().await;
 }
 
+/// Jobs of every kind whose node ended while they were starting give back their money, counted from when all their items
+/// had arrived: a long upload is not cut off.
+async fn jobs_killed_while_starting(folder: &Path, database: Database) {
+    const SOON_US: i64 = 500_000;
+    let (ledger, who) = open(folder, database).await;
+    let jobs = ledger.jobs();
+    let kinds = [JobKind::Messages, JobKind::Request];
+    for kind in kinds {
+        assert!(jobs.create(&job(kind.as_str(), kind, "receiving")).await.unwrap());
+        jobs.add_items(kind.as_str(), &items(2, 5_000)).await.unwrap();
+    }
+    // Longer than a job may be starting.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    for kind in kinds {
+        let id = kind.as_str();
+        jobs.received(id, ("starting", "/v1"), (2, 10)).await.unwrap();
+        let needs = jobs.needs(id, i64::MAX).await.unwrap();
+        ledger
+            .escrow(&who, &job(id, kind, "starting"), &needs, ask())
+            .await
+            .unwrap();
+    }
+    assert!(jobs.create(&job("b1", JobKind::Batch, "starting")).await.unwrap());
+    let left = jobs.left_over((HOUR_US, SOON_US)).await.unwrap();
+    assert!(left.is_empty(), "what arrived just now is not given up: {left:?}");
+    assert_eq!(standing(&ledger).await, (0, 20_000), "held for both");
+    let mut left = jobs.left_over((HOUR_US, SOON_US)).await.unwrap();
+    left.sort();
+    assert_eq!(left, ["messages", "request"], "those that hold money");
+    for id in &left {
+        ledger.release_job(id).await.unwrap();
+    }
+    for id in ["messages", "request", "b1"] {
+        assert_eq!(jobs.job(id).await.unwrap().unwrap().state, "failed");
+    }
+    assert_eq!(standing(&ledger).await, (0, 0), "nothing stays held");
+    ledger.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_in_sqlite() {
     let folder = tempfile::tempdir().unwrap();
@@ -340,6 +379,8 @@ async fn jobs_in_sqlite() {
     a_job_s_life(&journal, database).await;
     let (journal, database) = place("beyond");
     a_job_beyond_the_budget(&journal, database).await;
+    let (journal, database) = place("starting");
+    jobs_killed_while_starting(&journal, database).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -357,6 +398,8 @@ async fn jobs_in_postgres() {
     a_job_s_life(&journal, database).await;
     let (journal, database) = place("beyond");
     a_job_beyond_the_budget(&journal, database).await;
+    let (journal, database) = place("starting");
+    jobs_killed_while_starting(&journal, database).await;
     let (_, database) = place("restart");
     a_job_after_a_restart(&folder.path().join("restart"), database).await;
 }

@@ -31,7 +31,7 @@ pub(super) use sql;
 
 sql!(
     CREATE,
-    "INSERT INTO jobs VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,'[]',{now},$18,0,0,$19,0,0,'',0) \
+    "INSERT INTO jobs VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,'[]',{now},$18,0,0,$19,0,0,'',0,{now}) \
      ON CONFLICT DO NOTHING RETURNING id"
 );
 sql!(JOB_BY_ID, format!("SELECT {JOB} FROM jobs WHERE id = $1"));
@@ -56,7 +56,7 @@ sql!(
 );
 sql!(
     RECEIVED,
-    "UPDATE jobs SET state = $2, endpoint = $3, total = $4, bytes = $5 WHERE id = $1"
+    "UPDATE jobs SET state = $2, endpoint = $3, total = $4, bytes = $5, starting_us = {now} WHERE id = $1"
 );
 sql!(PUT_CELLS, "UPDATE jobs SET cells = $2 WHERE id = $1");
 sql!(CELLS, "SELECT cells FROM jobs WHERE id = $1");

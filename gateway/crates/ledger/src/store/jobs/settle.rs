@@ -41,11 +41,13 @@ sql!(
      WHERE state IN ('running', 'cancelling') AND NOT EXISTS (SELECT 1 FROM job_items i WHERE i.job = jobs.id \
      AND i.state IN ('queued', 'packed', 'submitted')) RETURNING id"
 );
-// Begun long ago and not running: whoever began it is gone. A batch has its items from the start, so that it takes seconds.
+// Begun long ago and not running: whoever began it is gone. One that is starting has all its items and may hold money; what
+// is left to do takes seconds, however long its upload took. One that is being received holds none.
 sql!(
     ABANDONED,
     "UPDATE jobs SET state = 'failed', ended_us = {now}, problem = 'the gateway ended while it was being made' \
-     WHERE state IN ('starting', 'receiving') AND created_us < {now} - (CASE WHEN kind = 'batch' THEN 90000000 ELSE $1 END) RETURNING id"
+     WHERE (state = 'receiving' AND created_us < {now} - $1) \
+     OR (state = 'starting' AND starting_us < {now} - $2 AND created_us < {now} - $2) RETURNING id"
 );
 sql!(
     LEFT_OVER,
@@ -146,11 +148,16 @@ impl Jobs {
             .map_err(unread)
     }
 
-    /// Jobs that are over and still hold money, those among them that were never begun.
-    pub async fn left_over(&self, abandoned_us: i64) -> Result<Vec<String>, StoreError> {
+    /// Jobs that are over and still hold money, those among them that were never begun: received for longer, or starting for
+    /// longer, than these microseconds.
+    pub async fn left_over(
+        &self,
+        (receiving_us, starting_us): (i64, i64),
+    ) -> Result<Vec<String>, StoreError> {
+        let values = [Value::Int(receiving_us), Value::Int(starting_us)];
         self.store
             .pool
-            .fetch(&ABANDONED, &[Value::Int(abandoned_us)])
+            .fetch(&ABANDONED, &values)
             .await
             .map_err(written)?;
         let rows = self.store.pool.fetch(&LEFT_OVER, &[]).await.map_err(unread)?;
