@@ -68,7 +68,7 @@ def test_a_batch_of_them_is_one_at_the_provider_and_priced_by_item(client, gatew
 
 def test_what_their_batch_does_not_answer_is_rescued(client, gateway):
     endpoint = "/v1/embeddings"
-    batch, answers = run(client, [line(endpoint, EXPIRING) for _ in range(4)], endpoint, "1m")
+    batch, answers = run(client, [line(endpoint, EXPIRING) for _ in range(4)], endpoint, "15s")
     assert len(answers) == 4
     ways = dict(gateway.rows(f"SELECT state, count(*) FROM job_items WHERE job = '{batch}' GROUP BY 1"))
     assert ways == {"succeeded": 2, "rescued": 2} or ways.get("rescued", 0) > 0

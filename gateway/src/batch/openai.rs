@@ -20,15 +20,17 @@ fn invalid(message: impl Into<String>, param: &str) -> Refusal {
     Refusal::new(RefusalKind::InvalidRequest, message).param(param)
 }
 
-/// `24h`, as OpenAI has it; here any number of minutes or hours up to two days will do.
+/// `24h`, as OpenAI has it; here any number of seconds, minutes or hours up to two days will do. In microseconds.
 pub(super) fn window(text: &str) -> Option<i64> {
-    let (number, unit) = text.split_at(text.len().checked_sub(1)?);
-    let minutes = match unit {
-        "m" => number.parse::<i64>().ok()?,
-        "h" => number.parse::<i64>().ok()?.checked_mul(60)?,
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit_s = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
         _ => return None,
     };
-    (1..=2880).contains(&minutes).then_some(minutes * 60_000_000)
+    let seconds = number.parse::<i64>().ok()?.checked_mul(unit_s)?;
+    (1..=172_800).contains(&seconds).then_some(seconds * 1_000_000)
 }
 
 pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
@@ -43,7 +45,7 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
     };
     let window = window(&ask.completion_window).ok_or_else(|| {
         invalid(
-            "`completion_window` is a time such as 24h, 2h or 30m, at most 48h",
+            "`completion_window` is a time such as 24h, 2h, 30m or 90s, at most 48h",
             "completion_window",
         )
     })?;
