@@ -193,13 +193,21 @@ impl Sampler {
 /// The largest logit; of equals, the first.
 #[must_use]
 pub fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > best.0 {
-            best = (*logit, id as u32);
+    // First how large it is, in lanes, then where: one pass that remembers both is a chain of comparisons.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, rest) = logits.as_chunks::<16>();
+    for chunk in whole {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
-    best.1
+    let largest = lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max);
+    let is_largest = |logit: &f32| *logit == largest;
+    logits.iter().position(is_largest).unwrap_or(0) as u32
 }
 
 /// As likely as OpenAI says of what is not.
