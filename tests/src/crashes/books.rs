@@ -72,7 +72,7 @@ fn given(store: &Store, fake: &Fake, report: &mut String) {
         given + calls <= tries,
         "given {given} times in batches and {calls} at once, but {tries} tries are recorded"
     );
-    let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND i.model IN ('{}', '{}')", OPENAI[0], ANTHROPIC[0]));
+    let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND j.state = 'ended' AND i.model IN ('{}', '{}')", OPENAI[0], ANTHROPIC[0]));
     let max = per_text.values().map(|(count, _)| *count).max().unwrap_or(0);
     let _ = writeln!(
         report,
@@ -87,6 +87,9 @@ fn given(store: &Store, fake: &Fake, report: &mut String) {
         (plain[0][1].as_str(), plain[0][2].as_str()),
         "plain items were given once each"
     );
+    // A job whose gateway was killed before it had said that the job was taken is given up whole.
+    let untaken = store.number("SELECT coalesce(sum(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND j.state <> 'ended'");
+    assert_eq!(untaken, 0, "items of jobs that were never taken were given");
 }
 
 /// What batches billed is in the ledger to the nano-dollar.
@@ -119,7 +122,7 @@ fn billed(store: &Store, fake: &Fake, report: &mut String) {
 }
 
 /// Calls at once: what the ledger has counted is what the provider billed, call by call; a call whose gateway was killed
-/// before it could count is there too, at what was held for it.
+/// before it could count is there too, at what was held for it, an estimate.
 fn at_once(store: &Store, fake: &Fake, report: &mut String) {
     let mut billed: BTreeMap<(i64, i64), i64> = BTreeMap::new();
     let bill = |(input, output): &(i64, i64)| 2 * (input * BATCH_NANOS.0 + output * BATCH_NANOS.1);
@@ -165,9 +168,10 @@ fn at_once(store: &Store, fake: &Fake, report: &mut String) {
         missing <= cut,
         "{missing} answered calls are not in the ledger, and only {cut} are known to be cut off"
     );
+    // What was held is the first slice of an answer, which may be less than the whole that the provider went on to bill.
     assert!(
-        estimated >= unseen,
-        "what was held for calls that were cut off is less than their bill"
+        cut == 0 || estimated > 0,
+        "calls that were cut off are charged nothing"
     );
     let rescued =
         store.number("SELECT coalesce(sum(i.charge), 0) FROM job_items i WHERE i.state = 'rescued'");

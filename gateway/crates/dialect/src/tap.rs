@@ -43,11 +43,12 @@ impl Progress {
         }
     }
 
-    /// Takes the cost that a `usage` tells, if it tells one.
+    /// Takes the cost that a `usage` tells, if it tells one: an engine that was given no price says 0, and its answers
+    /// are charged by the price book.
     pub(crate) fn told_cost(&mut self, usage: &Value) {
         if let Some(cost) = usage["x_local_cost_nanodollars"]
             .as_i64()
-            .filter(|cost| *cost >= 0)
+            .filter(|cost| *cost > 0)
         {
             self.cost_nanodollars = Some(cost);
         }
