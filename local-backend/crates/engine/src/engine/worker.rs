@@ -59,11 +59,10 @@ impl Worker {
         while self.receive() {
             self.drop_left();
             self.embed();
-            let began = Instant::now();
             let plan = self.scheduler.plan();
             self.note(&plan);
             if !plan.parts.is_empty() {
-                self.step(&plan, began, context);
+                self.step(&plan, context);
             } else if !self.sequences.is_empty() {
                 std::thread::sleep(STUCK);
             }
@@ -202,8 +201,7 @@ impl Worker {
         }
     }
 
-    /// Computes a step. `began`: when it was begun to be planned; from then on the engine is busy with it.
-    fn step(&mut self, plan: &Plan, began: Instant, context: usize) {
+    fn step(&mut self, plan: &Plan, context: usize) {
         let mut rows: Vec<Row<'_>> = Vec::with_capacity(plan.parts.len());
         for part in &plan.parts {
             for at in 0..=part.guesses {
@@ -227,9 +225,11 @@ impl Worker {
         board.end();
         let took = started.elapsed();
         let metrics = &self.shared.metrics;
+        add(&metrics.busy_us, took.as_micros() as usize);
         if ended == StepEnd::Aborted {
-            let is_background = plan.class == Class::Background;
-            self.was_busy(began, if is_background { 1.0 } else { 0.0 });
+            if plan.class == Class::Background {
+                add(&metrics.background_us, took.as_micros() as usize);
+            }
             add(&metrics.aborted_steps, 1);
             return;
         }
@@ -244,6 +244,7 @@ impl Worker {
             .filter(|(part, _)| part.class == Class::Background)
             .map(|(_, share)| *share)
             .sum();
+        add(&metrics.background_us, background.as_micros() as usize);
         let mut logits = std::mem::take(&mut self.logits);
         let mut rest = logits.as_mut_slice();
         for (part, share) in plan.parts.iter().zip(shares) {
@@ -253,17 +254,6 @@ impl Worker {
             rest = others;
         }
         self.logits = logits;
-        self.was_busy(began, background.as_secs_f64() / took.as_secs_f64().max(1e-9));
-    }
-
-    /// Counts the time of a step, with what is done before and after it for its sake, and the background's share of it.
-    fn was_busy(&self, began: Instant, background: f64) {
-        let (metrics, busy) = (&self.shared.metrics, began.elapsed());
-        add(&metrics.busy_us, busy.as_micros() as usize);
-        add(
-            &metrics.background_us,
-            busy.mul_f64(background).as_micros() as usize,
-        );
     }
 
     /// Chooses a part's next tokens: one, and one more for each guess that was right.
