@@ -155,6 +155,7 @@ def test_the_engines_queue_is_known_without_a_call_through_the_gateway(pair):
     # Until a story is told the engine cannot know how long stories are.
     for thread in pair.occupy(3):
         thread.join()
+    time.sleep(1.3)  # the gateway looks once a second
     assert pair.ask("auto")[0] == "engine"
     threads = pair.occupy(12)
     time.sleep(1.3)
