@@ -15,6 +15,7 @@ mod keys;
 mod openapi;
 mod policies;
 mod problem;
+mod rates;
 mod requests;
 mod route;
 mod table;

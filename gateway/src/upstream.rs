@@ -130,8 +130,8 @@ impl Upstream {
         })
     }
 
-    /// Sends a request and waits up to `patience` for the head of the answer. Dropping the future closes the connection or resets the
-    /// stream at once.
+    /// Sends a request and waits up to `patience` for the head of the answer. Dropping the future closes the connection or
+    /// resets the stream at once.
     pub(crate) async fn open(
         &self,
         encoded: &Encoded,

@@ -1,7 +1,8 @@
 //! Organisations, teams and workflows.
 
-use super::form::{Moment, NewRateLimits, Nothing, Page, PageQuery, Path, RateLimits, one_more, rows};
+use super::form::{Moment, Nothing, Page, PageQuery, Path, one_more, rows};
 use super::problem::Problem;
+use super::rates::{NewRateLimits, RateLimits};
 use super::route::{Answer, Call};
 use exchange::AccountPath;
 use ledger::{Account, AccountChange};

@@ -1,9 +1,8 @@
 //! Keys of callers and of administrators.
 
-use super::form::{
-    Moment, NewRateLimits, Nothing, Page, PageQuery, Path, RateLimits, Why, given, one_more, rows,
-};
+use super::form::{Moment, Nothing, Page, PageQuery, Path, Why, given, one_more, rows};
 use super::problem::Problem;
+use super::rates::{NewRateLimits, RateLimits};
 use super::route::{Answer, Call};
 use crate::clock;
 use crate::config;

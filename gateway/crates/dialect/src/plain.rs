@@ -184,10 +184,11 @@ mod tests {
                 .map(|(_, progress)| progress)
         };
         let embedded = json!({"object": "list", "data": [{"embedding": [0.5]}], "model": "there",
-            "usage": {"prompt_tokens": 7, "total_tokens": 7}});
+            "usage": {"prompt_tokens": 7, "total_tokens": 7, "x_local_cost_nanodollars": 5}});
         let progress = answered(Surface::Embeddings, json!({"model": "m", "input": "a"}), embedded).unwrap();
         let usage = progress.usage.unwrap();
         assert_eq!((usage.input_total(), usage.output_total()), (7, 0));
+        assert_eq!(progress.cost_nanodollars, Some(5));
         let response = json!({"id": "resp_1", "status": "completed", "error": null, "service_tier": "flex",
             "output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}],
             "usage": {"input_tokens": 10, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 4},

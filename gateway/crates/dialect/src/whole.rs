@@ -117,6 +117,7 @@ impl Reader<'_> {
             (b"usage", _) => {
                 let value = cursor.skip().map(|span| self.parse(span))?;
                 self.progress.usage = openai::usage(&value).or_else(|| plain::responses_usage(&value));
+                self.progress.told_cost(&value);
                 Ok(())
             }
             _ => self.openai(cursor, key),

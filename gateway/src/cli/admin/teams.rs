@@ -1,7 +1,7 @@
 //! `tollgate teams`: organisations, teams and workflows.
 
 use super::{Access, Column, Desk, Listing, Rates, escaped, form, rates, text};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::io::Write;
 use ureq::http::Method;
@@ -13,26 +13,14 @@ pub(in crate::cli) enum TeamsCommand {
     /// Make an organisation (acme), a team (acme/search) or a workflow (acme/search/nightly).
     Create {
         account: String,
-        /// For people.
-        #[arg(long)]
-        title: Option<String>,
         #[command(flatten)]
-        rates: Rates,
-        /// For the audit trail.
-        #[arg(long)]
-        reason: Option<String>,
+        wishes: Wishes,
     },
     /// Change an account; what is not given stays.
     Change {
         account: String,
-        /// For people.
-        #[arg(long)]
-        title: Option<String>,
         #[command(flatten)]
-        rates: Rates,
-        /// For the audit trail.
-        #[arg(long)]
-        reason: Option<String>,
+        wishes: Wishes,
     },
     /// Switch off: no key under it is accepted.
     Disable {
@@ -48,6 +36,31 @@ pub(in crate::cli) enum TeamsCommand {
         #[arg(long)]
         reason: Option<String>,
     },
+}
+
+/// How an account is to be.
+#[derive(Args)]
+pub(in crate::cli) struct Wishes {
+    /// For people.
+    #[arg(long)]
+    title: Option<String>,
+    #[command(flatten)]
+    rates: Rates,
+    /// For the audit trail.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Wishes {
+    /// `account`: of one that is to be made.
+    fn form(&self, account: Option<&str>) -> Value {
+        form([
+            ("account", json!(account)),
+            ("title", json!(self.title)),
+            ("rate_limits", self.rates.form()),
+            ("reason", json!(self.reason)),
+        ])
+    }
 }
 
 const COLUMNS: [Column; 6] = [
@@ -68,53 +81,36 @@ pub(in crate::cli) fn run(command: TeamsCommand, access: Access, out: &mut dyn W
             let accounts = desk.list("accounts", &listing)?;
             desk.show(&accounts, &COLUMNS)
         }
-        TeamsCommand::Create {
-            account,
-            title,
-            rates,
-            reason,
-        } => {
-            let body = form([
-                ("account", json!(account)),
-                ("title", json!(title)),
-                ("rate_limits", rates.form()),
-                ("reason", json!(reason)),
-            ]);
+        TeamsCommand::Create { account, wishes } => {
+            let body = wishes.form(Some(&account));
             let made = desk.call(Method::POST, "accounts", Some(&body))?;
             desk.tell(&made, |made| format!("{} is made", text(&made["account"])))
         }
-        TeamsCommand::Change {
-            account,
-            title,
-            rates,
-            reason,
-        } => {
-            let body = form([
-                ("title", json!(title)),
-                ("rate_limits", rates.form()),
-                ("reason", json!(reason)),
-            ]);
-            let path = format!("accounts/{}", escaped(&account));
-            let changed = desk.call(Method::PATCH, &path, Some(&body))?;
+        TeamsCommand::Change { account, wishes } => {
+            let changed = change(&mut desk, &account, &wishes.form(None))?;
             desk.show(&[changed], &COLUMNS)
         }
-        TeamsCommand::Disable { account, reason } => {
-            switch(&mut desk, &account, json!({ "disabled": true, "reason": reason }))
-        }
+        TeamsCommand::Disable { account, reason } => switch(
+            &mut desk,
+            &account,
+            &json!({ "disabled": true, "reason": reason }),
+        ),
         TeamsCommand::Enable { account, reason } => switch(
             &mut desk,
             &account,
-            json!({ "disabled": false, "reason": reason }),
+            &json!({ "disabled": false, "reason": reason }),
         ),
     }
 }
 
-fn switch(desk: &mut Desk<'_>, account: &str, body: Value) -> anyhow::Result<()> {
-    let changed = desk.call(
-        Method::PATCH,
-        &format!("accounts/{}", escaped(account)),
-        Some(&body),
-    )?;
+/// The account as it is then.
+fn change(desk: &mut Desk<'_>, account: &str, body: &Value) -> anyhow::Result<Value> {
+    let path = format!("accounts/{}", escaped(account));
+    desk.call(Method::PATCH, &path, Some(body))
+}
+
+fn switch(desk: &mut Desk<'_>, account: &str, body: &Value) -> anyhow::Result<()> {
+    let changed = change(desk, account, body)?;
     desk.tell(&changed, |changed| {
         let state = if changed["disabled"] == true { "off" } else { "on" };
         format!("{account} is switched {state}")

@@ -1,2 +1,2 @@
--- As ../0021_starting.sql.
+-- As ../0009_starting.sql.
 ALTER TABLE jobs ADD COLUMN starting_us INTEGER NOT NULL DEFAULT 0;
