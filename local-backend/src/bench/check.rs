@@ -129,6 +129,7 @@ pub(crate) fn likeness(shape: &SyntheticModel, card: &Place, threads: usize) -> 
     let folder = tempfile::tempdir().context("a folder for a small model")?;
     let path = folder.path().join("small.gguf");
     shape
+        .small()
         .write(&path)
         .with_context(|| format!("writing {}", path.display()))?;
     let exact = Place::Cpu {

@@ -4,6 +4,7 @@ mod arch;
 mod cpu;
 pub mod cuda;
 mod gguf;
+mod made_up;
 mod place;
 mod progress;
 mod safetensors;
@@ -18,7 +19,8 @@ use serde_json::Value;
 use source::Source;
 use std::path::Path;
 
-pub use kernels::KvKind;
+pub use kernels::{Format, KvKind};
+pub use made_up::MadeUp;
 pub use place::{CudaSettings, Device, Kernels, Place, Precision, find};
 pub use progress::Progress;
 

@@ -46,23 +46,42 @@ fn half(bytes: &[u8], at: usize) -> f32 {
 }
 
 impl Format {
-    /// GGUF's number of a tensor type, if it is one of these.
+    const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Bf16,
+    ];
+
+    /// GGUF's number of the tensor type.
+    #[must_use]
+    pub const fn gguf(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4K => 12,
+            Self::Q5K => 13,
+            Self::Q6K => 14,
+            Self::Bf16 => 30,
+        }
+    }
+
+    /// The one that has this number in GGUF, if it is one of these.
     #[must_use]
     pub fn of_gguf(kind: u32) -> Option<Self> {
-        Some(match kind {
-            0 => Self::F32,
-            1 => Self::F16,
-            2 => Self::Q4_0,
-            3 => Self::Q4_1,
-            6 => Self::Q5_0,
-            7 => Self::Q5_1,
-            8 => Self::Q8_0,
-            12 => Self::Q4K,
-            13 => Self::Q5K,
-            14 => Self::Q6K,
-            30 => Self::Bf16,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|one| one.gguf() == kind)
     }
 
     /// Weights of one block of the file.

@@ -7,7 +7,6 @@
 //! other ways than small ones, so with [`Precision::Fast`] a token's last bits may depend on its company; with
 //! [`Precision::Invariant`] they do not.
 
-mod file;
 mod load;
 mod room;
 mod synthetic;

@@ -3,6 +3,7 @@
 use super::super::arch::{Config, Rope};
 use super::{Capacity, Layer, Model, Stack, Weights};
 use crate::backend::ModelInfo;
+use crate::model::{Format, MadeUp};
 use kernels::Pairs;
 use kernels::cuda::{Buffer, CudaError, Kind, Matrix, Ops};
 
@@ -79,6 +80,29 @@ impl std::str::FromStr for SyntheticModel {
         found
             .map(|model| Self { kind, ..model })
             .ok_or_else(|| UnknownModel(name.to_owned()))
+    }
+}
+
+impl SyntheticModel {
+    /// A file of the same widths and heads, with few layers and tokens.
+    pub fn small(&self) -> MadeUp {
+        let format = match self.kind {
+            None => Format::Bf16,
+            Some(Kind::W4) => Format::Q4_1,
+            Some(Kind::W8 | Kind::W8x16) => Format::Q8_0,
+        };
+        MadeUp {
+            architecture: if self.has_head_norms { "qwen3" } else { "llama" },
+            width: self.width,
+            feed: self.feed,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            vocabulary: 512,
+            context: 1024,
+            formats: [format; 2],
+            ..MadeUp::LLAMA
+        }
     }
 }
 
