@@ -57,5 +57,5 @@ def test_it_is_charged_at_the_tier_that_was_served(own):
 
 
 def test_when_room_never_comes_the_usual_tier_is_called_in_time(own):
-    state, way, rescue, charge, _, _ = item(own, job(own, "fake-flexbusy1000-n5-in9", "2m"), 150)
+    state, way, rescue, charge, _, _ = item(own, job(own, "fake-flexbusy1000-n5-in9", "8s"))
     assert (state, way, rescue, charge) == ("rescued", "standard", 1, FULL)

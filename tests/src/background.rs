@@ -3,8 +3,8 @@
 //! Work is counted as the engine counts it for shares: a prompt token that was computed once, a token of output twice.
 //! *Capacity* is the interactive work of a second when callers never pause; *what is left* is capacity less the interactive
 //! work of the turn itself. Requests of both kinds are alike, so that their work is worth the same. The turns with and
-//! without the batch have the same arrivals and
-//! lengths (but other words, or the second would find the first one's in the cache), and follow each other so that a machine that changes its speed changes both.
+//! without the batch have the same arrivals and lengths (but other words, or the second would find the first one's in the
+//! cache), and follow each other so that a machine that changes its speed changes both.
 
 mod calls;
 mod stack;

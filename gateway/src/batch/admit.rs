@@ -16,8 +16,6 @@ use std::sync::Arc;
 
 /// What a model is believed to produce at most that has no limit of its own and was given none.
 const OUTPUT_BOUND: u64 = 8_192;
-/// A wait that is cut short costs so much time: a queue is left.
-const LEAVE_US: i64 = 60_000_000;
 
 /// A request that was read and ruled.
 pub(super) struct Admitted {
@@ -132,7 +130,11 @@ pub(super) fn way(
         offers.push(offer(Way::Batch, in_time, leave_us));
     }
     if settings.flex {
-        offers.push(offer(Way::Flex, gateway.batch.flex_room(), LEAVE_US));
+        offers.push(offer(
+            Way::Flex,
+            gateway.batch.flex_room(),
+            gateway.config.batch.flex_leave_us(),
+        ));
     }
     choose(&offers, slack_us, rescue_us).way
 }

@@ -254,13 +254,13 @@ fn judged(gateway: &Gateway, item: &StoredItem, way: Way, answered: Answered) ->
     }
     if way == Way::Flex && matches!(answered.status, 408 | 429) {
         // While there is time, flex may have room later.
-        let again_us = i64::try_from(gateway.config.batch.flex_again.as_micros()).unwrap_or(i64::MAX);
-        let waits = slack > needed.saturating_add(again_us.saturating_mul(2));
+        let batch = &gateway.config.batch;
+        let waits = slack > needed.saturating_add(batch.flex_leave_us());
         let next = if waits { Way::Flex } else { Way::Standard };
         return ItemEnd {
             way: Some(next.as_str()),
             rescue: !waits,
-            later_us: if waits { again_us } else { 0 },
+            later_us: if waits { batch.flex_again_us } else { 0 },
             problem: "flex had no room".into(),
             ..ItemEnd::free(item, "queued")
         };

@@ -20,12 +20,19 @@ pub(crate) struct Batch {
     pub(crate) poll: Duration,
     pub(crate) flush: FlushRules,
     pub(crate) rescue: Rescue,
-    pub(crate) flex_again: Duration,
+    pub(crate) flex_again_us: i64,
     pub(crate) cancel: Duration,
     /// From 0 to 1.
     pub(crate) give_up: f64,
     pub(crate) trims: bool,
     pub(crate) webhook_hosts: Vec<String>,
+}
+
+impl Batch {
+    /// Giving up on flex costs so much of an item's time: two pauses before it is asked again.
+    pub(crate) const fn flex_leave_us(&self) -> i64 {
+        self.flex_again_us.saturating_mul(2)
+    }
 }
 
 impl document::Batch {
@@ -72,7 +79,7 @@ impl document::Batch {
                 parallel: self.parallel,
                 margin_us: micros(self.poll_ms.saturating_mul(2)),
             },
-            flex_again: Duration::from_millis(self.flex_again_ms),
+            flex_again_us: micros(self.flex_again_ms),
             cancel: Duration::from_millis(self.cancel_ms),
             give_up: f64::from(self.give_up_percent.min(100)) / 100.0,
             trims: self.over_budget == document::OverBudget::Trim,
