@@ -86,16 +86,17 @@ impl Stack {
             .canonicalize()
             .context("the model is missing: run deploy/fetch-model.sh")?;
         let folder = tempfile::tempdir()?;
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
+        let own = folder.path().to_owned();
+        let write = |name: &str, text: &str| std::fs::write(own.join(name), text);
         let settings = format!("models: [{{path: \"{}\", name: {MODEL}}}]\n", model.display());
         write("local.yaml", &settings)?;
         let mut stack = Self {
             children: Vec::new(),
             engine: String::new(),
             gateway: String::new(),
-            _folder: TempDir::with_prefix("unused-")?,
+            _folder: folder,
         };
-        let path = |name: &str| folder.path().join(name).display().to_string();
+        let path = |name: &str| own.join(name).display().to_string();
         stack.engine = stack.spawn(
             "local-backend",
             &[
@@ -115,7 +116,6 @@ impl Stack {
             .replace("NIGHT", &sha256_hex(BATCH_KEY.as_bytes()));
         write("tollgate.yaml", &config)?;
         stack.gateway = stack.spawn("tollgate", &["serve", "--config", &path("tollgate.yaml")])?;
-        stack._folder = folder;
         let started = Instant::now();
         while stack.metrics().is_err() {
             ensure!(started.elapsed() < PATIENCE, "the engine does not become ready");

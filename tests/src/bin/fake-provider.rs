@@ -17,7 +17,7 @@ use tests::fake::{Fake, Options};
 ///
 /// `fake-ttft50-gap5-n100` waits 50 ms, then streams 100 tokens 5 ms apart. Parts: ttftMS gapMS nTOKENS sizeBYTES thinkN
 /// inTOKENS tools STATUS (429, 500, ...) STATUSafterSECONDS failfirstN hang stallN cutN badusage nousage deaf echo stamp waitMS xLABEL;
-/// of batches: batchMS bpartPERCENT bfails bexpires bnever.
+/// of flex: flexbusyN noflex; of batches: batchMS bpartPERCENT bfails bexpires bnever bdeaf.
 /// The header `x-fake` wins over the model name. GET /_fake/stats, GET /_fake/requests, GET /_fake/batches, DELETE /_fake.
 #[derive(Parser)]
 #[command(verbatim_doc_comment)]

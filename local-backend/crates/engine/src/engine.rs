@@ -2,8 +2,8 @@
 //!
 //! One thread (`worker`) owns model, cache and sequences. Before every step it takes what was submitted and drops what
 //! was left; then it asks the scheduler for a plan, runs it, samples and hands out the text. Invariants: a request whose
-//! ticket is dropped is out of the queue at once and gone before the next step begins, and a step in which nobody is left stops between two layers; an
-//! event is handed out at most once and in order; queues have bounds.
+//! ticket is dropped is out of the queue at once and gone before the next step begins, and a step in which nobody is left
+//! stops between two layers; an event is handed out at most once and in order; queues have bounds.
 
 mod board;
 mod lookup;

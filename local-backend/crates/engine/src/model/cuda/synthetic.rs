@@ -11,17 +11,17 @@ use kernels::cuda::{Buffer, CudaError, Kind, Matrix, Ops};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyntheticModel {
     pub name: &'static str,
-    pub(super) width: usize,
-    pub(super) feed: usize,
-    pub(super) layers: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) vocabulary: usize,
-    pub(super) is_tied: bool,
-    pub(super) has_head_norms: bool,
+    width: usize,
+    feed: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    vocabulary: usize,
+    is_tied: bool,
+    has_head_norms: bool,
     /// None: bf16.
-    pub(super) kind: Option<Kind>,
+    kind: Option<Kind>,
 }
 
 /// No such shape.
