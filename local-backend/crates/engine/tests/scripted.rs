@@ -10,6 +10,8 @@
 
 #[path = "scripted/device.rs"]
 mod device;
+#[path = "scripted/draws.rs"]
+mod draws;
 
 use device::{Device, SPECIAL, tokenizer};
 use engine::engine::{

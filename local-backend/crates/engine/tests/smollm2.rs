@@ -6,7 +6,7 @@
 #[path = "against/llama_cpp.rs"]
 mod llama_cpp;
 
-use engine::backend::{Row, StepEnd};
+use engine::backend::{Output, Row, StepEnd, Want};
 use engine::model::{KvKind, Loaded, Place, load, load_on};
 use llama_cpp::{check_answers, check_tokens, logits};
 use std::path::PathBuf;
@@ -71,13 +71,13 @@ fn chunks_and_company_do_not_change_a_bit() {
         tokens: &tokens,
         first: 0,
         blocks,
-        wants_logits: true,
+        wants: Want::Logits,
     };
-    let mut out = Vec::new();
+    let mut out = Output::default();
     model
         .backend
         .step(&[row(&other), row(&mine)], &AtomicBool::new(false), &mut out);
-    assert_eq!(out[whole.len()..], whole[..]);
+    assert_eq!(out.logits[whole.len()..], whole[..]);
 }
 
 /// Half the memory; the answers stay llama.cpp's, with its own 16 bits, and still depend on nothing but the prompt.
@@ -109,9 +109,9 @@ fn an_abort_ends_a_step() {
         tokens: &[1; 500],
         first: 0,
         blocks: &blocks,
-        wants_logits: true,
+        wants: Want::Logits,
     };
-    let mut out = Vec::new();
+    let mut out = Output::default();
     assert_eq!(
         model.backend.step(&[row], &AtomicBool::new(true), &mut out),
         StepEnd::Aborted

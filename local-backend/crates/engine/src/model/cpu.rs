@@ -9,7 +9,7 @@ use super::arch::{Config, Pooling};
 use super::progress::Progress;
 use super::source::Source;
 use super::weights::{Layer, Linear, Norms, Weights};
-use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
+use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Output, Row, StepEnd, Want};
 use kernels::{
     Activations, Feed, Heads, KvCache, KvKind, KvShape, Matrix, Mode, Norm, Part, Pool, Queries, Slot,
     attend, feed, multiply, rotate,
@@ -304,7 +304,7 @@ impl Model {
         let mut end = 0;
         for row in rows {
             end += row.tokens.len();
-            if row.wants_logits {
+            if row.wants == Want::Logits {
                 wanted.push(end - 1);
             }
         }
@@ -452,15 +452,16 @@ impl Backend for Model {
         Ok(())
     }
 
-    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
         let places = Places::new(rows.iter().map(|row| (row.blocks, row.first, row.tokens.len())));
         let tokens = rows.iter().flat_map(|row| row.tokens).copied();
         self.enter(tokens, &places);
         let ended = self.forward(&places, true, abort);
-        if ended == StepEnd::Done && rows.iter().any(|row| row.wants_logits) {
-            self.head(rows, logits);
+        output.tokens.clear();
+        if ended == StepEnd::Done && rows.iter().any(|row| row.wants == Want::Logits) {
+            self.head(rows, &mut output.logits);
         } else {
-            logits.clear();
+            output.logits.clear();
         }
         ended
     }

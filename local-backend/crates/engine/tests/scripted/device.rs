@@ -1,10 +1,11 @@
 //! A device for tests: its cache holds the tokens themselves, so that a wrong block or a block that somebody else wrote
 //! shows in the next answer.
 
-use engine::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
+use engine::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Output, Row, StepEnd, Want};
 use engine::text::{Scheme, TokenKind, Tokenizer, Vocabulary};
+use kernels::Candidates;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Tokens below are bytes; from here on come the end, `<think>` and `</think>`.
@@ -49,6 +50,14 @@ pub(crate) struct Device {
     gate: Option<Arc<AtomicBool>>,
     /// The token at each place of each block.
     cache: Vec<Option<u32>>,
+    asked: Arc<Asked>,
+}
+
+/// How many rows wanted what.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub(crate) logits: AtomicUsize,
+    pub(crate) tokens: AtomicUsize,
 }
 
 impl Device {
@@ -72,6 +81,13 @@ impl Device {
         self
     }
 
+    /// Draws tokens itself, and counts what is asked for.
+    pub(crate) fn draws(mut self, asked: &Arc<Asked>) -> Self {
+        self.info.draws = true;
+        self.asked = asked.clone();
+        self
+    }
+
     fn of(mind: Mind) -> Self {
         let info = ModelInfo {
             name: "scripted".into(),
@@ -86,6 +102,7 @@ impl Device {
             add_bos: false,
             eos: vec![SPECIAL],
             generates: true,
+            draws: false,
             embeds: false,
             embedding_width: 0,
             kv_bytes: 4,
@@ -97,6 +114,7 @@ impl Device {
             layers: (1, Duration::ZERO),
             gate: None,
             cache: Vec::new(),
+            asked: Arc::default(),
         }
     }
 
@@ -138,8 +156,9 @@ impl Backend for Device {
         Ok(())
     }
 
-    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
-        logits.clear();
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        output.logits.clear();
+        output.tokens.clear();
         while let Some(gate) = self.gate.as_ref().filter(|gate| !gate.load(Ordering::Acquire)) {
             if abort.load(Ordering::Relaxed) {
                 gate.store(true, Ordering::Release);
@@ -161,16 +180,28 @@ impl Backend for Device {
                 self.cache[Self::place(row, row.first + at)] = Some(*token);
             }
         }
-        for row in rows.iter().filter(|row| row.wants_logits) {
+        for row in rows.iter().filter(|row| row.wants != Want::Nothing) {
             let end = row.first + row.tokens.len();
             let history: Vec<u32> = (0..end)
                 .map(|position| {
                     self.cache[Self::place(row, position)].expect("a place that was never computed")
                 })
                 .collect();
-            let start = logits.len();
-            logits.resize(start + VOCABULARY, 0.0);
-            self.next(&history, &mut logits[start..]);
+            let mut logits = vec![0.0; VOCABULARY];
+            self.next(&history, &mut logits);
+            match row.wants {
+                Want::Token(draw) => {
+                    assert!(self.info.draws, "a token is wanted of a device that cannot draw");
+                    self.asked.tokens.fetch_add(1, Ordering::Relaxed);
+                    output
+                        .tokens
+                        .push(draw.choose(&logits, &mut Candidates::default()));
+                }
+                _ => {
+                    self.asked.logits.fetch_add(1, Ordering::Relaxed);
+                    output.logits.extend(logits);
+                }
+            }
         }
         StepEnd::Done
     }

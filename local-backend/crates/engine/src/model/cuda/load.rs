@@ -249,6 +249,7 @@ impl Model {
         info.bytes = weights.bytes as u64;
         info.embedding_width = config.width;
         info.generates = true;
+        info.draws = true;
         info.kv_bytes = 2;
         Self {
             info,

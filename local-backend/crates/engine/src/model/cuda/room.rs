@@ -3,7 +3,8 @@
 use super::super::arch::Config;
 use crate::backend::{BLOCK_TOKENS, ModelInfo};
 use kernels::cuda::{
-    Activations, Batch, Buffer, CudaError, HeadShape, KvPages, Limits, Ops, Precision, Scratch, Workspace,
+    Activations, Batch, Buffer, CudaError, HeadShape, KvPages, Limits, Ops, Precision, Sampling, Scratch,
+    Workspace,
 };
 
 /// How much a step may be.
@@ -40,6 +41,9 @@ pub(super) struct Room {
     pub(super) gate_up: Buffer<f32>,
     pub(super) result: Buffer<f32>,
     pub(super) logits: Buffer<f32>,
+    pub(super) sampling: Sampling,
+    /// Tokens drawn, one for each row of logits.
+    pub(super) chosen: Buffer<u32>,
     pub(super) scratch: Scratch,
 }
 
@@ -115,6 +119,8 @@ impl Room {
             gate_up: Buffer::new(driver, tokens * 2 * config.feed)?,
             result: Buffer::new(driver, tokens * width)?,
             logits: Buffer::new(driver, limits.sequences * info.vocabulary)?,
+            sampling: Sampling::new(driver, limits.sequences, info.vocabulary)?,
+            chosen: Buffer::new(driver, limits.sequences)?,
             scratch: Scratch::new(ops, largest)?,
         })
     }
