@@ -269,6 +269,7 @@ mod tests {
             capacity: Capacity {
                 tokens: 512,
                 sequences: 4,
+                ..Capacity::default()
             },
         }
     }

@@ -5,7 +5,7 @@
 
 use engine::backend::{BLOCK_TOKENS, Backend, Draw, Output, Row, StepEnd, Want};
 use engine::model::cuda::Capacity;
-use engine::model::{CudaSettings, Device, Format, MadeUp, Place, Use, find, load_on};
+use engine::model::{CudaSettings, Device, Format, KvKind, MadeUp, Place, Use, find, load_on};
 use kernels::Candidates;
 use kernels::cuda::{Choice, Ops, Order, Precision, Simt, Way, Ways};
 use std::path::{Path, PathBuf};
@@ -56,6 +56,7 @@ fn place(precision: Precision, capacity: Capacity) -> Place {
 const SMALL: Capacity = Capacity {
     tokens: 48,
     sequences: 4,
+    kv: KvKind::F16,
 };
 
 fn backend(path: &Path, place: &Place) -> Box<dyn Backend> {
@@ -173,10 +174,15 @@ fn tokens(count: usize, seed: u32) -> Vec<u32> {
 /// The same steps on both: a prompt longer than the room, a mixed step, then single tokens often enough that their graph is
 /// recorded and replayed.
 fn compare(shape: &MadeUp, tolerance: f32) {
+    compare_keeping(shape, None, tolerance);
+}
+
+fn compare_keeping(shape: &MadeUp, kv: Option<KvKind>, tolerance: f32) {
     let folder = tempfile::tempdir().unwrap();
     let path = write(shape, folder.path());
-    let mut cpu = backend(&path, &Place::cpu(1));
-    let mut cuda = backend(&path, &place(Precision::Fast, SMALL));
+    let keeping = |place: Place| backend(&path, &place.keeping(kv).unwrap());
+    let mut cpu = keeping(Place::cpu(1));
+    let mut cuda = keeping(place(Precision::Fast, SMALL));
     assert_eq!(cuda.info().vocabulary, cpu.info().vocabulary);
     let (long, short) = (tokens(70, 1), tokens(9, 2));
     let mut both = |rows: &[(&[u32], usize, u32)], what: &str| {
@@ -209,6 +215,31 @@ fn llama_in_small_blocks() {
         ..MadeUp::LLAMA
     };
     compare(&shape, 0.025);
+}
+
+/// Half the memory of the cache, on both. Bytes on both sides may be rounded apart where what they round is a little apart.
+#[test]
+fn keys_and_values_in_eight_bits() {
+    let small = MadeUp {
+        width: 192,
+        feed: 288,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 64,
+        ..MadeUp::LLAMA
+    };
+    compare_keeping(&small, Some(KvKind::Int8), 0.03);
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(&small, folder.path());
+    let on = |place: Place, kv| backend(&path, &place.keeping(kv).unwrap()).info().block_bytes();
+    let card = || place(Precision::Fast, SMALL);
+    assert_eq!(
+        on(card(), Some(KvKind::Int8)),
+        on(Place::cpu(1), Some(KvKind::Int8))
+    );
+    assert_eq!(on(card(), Some(KvKind::Int8)) * 32, on(card(), None) * 17);
+    let refused = card().keeping(Some(KvKind::Bf16)).unwrap_err();
+    assert!(refused.contains("as f16 or int8"), "{refused}");
 }
 
 #[test]
@@ -270,10 +301,7 @@ fn a_long_prompt_on_hopper_kernels() {
     };
     let folder = tempfile::tempdir().unwrap();
     let path = write(&shape, folder.path());
-    let room = Capacity {
-        tokens: 160,
-        sequences: 4,
-    };
+    let room = Capacity { tokens: 160, ..SMALL };
     let mut cpu = backend(&path, &Place::cpu(1));
     let mut cuda = backend(&path, &place(Precision::Fast, room));
     let prompt = tokens(291, 1);

@@ -26,7 +26,7 @@ mod source;
 mod tiles;
 
 pub use activations::{Activations, Emit, Form, Gate, Glu, Norm};
-pub use attention::{HeadShape, KvPages, QkvExtras, Span, Workspace};
+pub use attention::{HeadShape, Kept, KvPages, QkvExtras, Span, Workspace};
 pub use batch::{Batch, Limits, Singles, Steps};
 pub use buffer::{Buffer, Plain};
 pub use card::Card;

@@ -250,7 +250,8 @@ impl Model {
         info.embedding_width = config.width;
         info.generates = true;
         info.draws = true;
-        info.kv_bytes = 2;
+        info.kv_bytes = capacity.kv.bytes();
+        info.kv_scale_bytes = capacity.kv.scale_bytes();
         Self {
             info,
             config,

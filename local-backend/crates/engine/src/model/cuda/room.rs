@@ -2,18 +2,21 @@
 
 use super::super::arch::Config;
 use crate::backend::{BLOCK_TOKENS, ModelInfo};
+use kernels::KvKind;
 use kernels::cuda::{
     Activations, Batch, Buffer, CudaError, HeadShape, KvPages, Limits, Ops, Precision, Sampling, Scratch,
     Workspace,
 };
 
-/// How much a step may be.
+/// What there is to be room for on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Tokens; longer steps are cut.
+    /// Tokens of a step; longer ones are cut.
     pub tokens: usize,
-    /// Sequences.
+    /// Sequences of a step.
     pub sequences: usize,
+    /// How keys and values are kept: f16 or int8.
+    pub kv: KvKind,
 }
 
 impl Default for Capacity {
@@ -21,6 +24,7 @@ impl Default for Capacity {
         Self {
             tokens: 1024,
             sequences: 256,
+            kv: KvKind::F16,
         }
     }
 }
@@ -107,7 +111,7 @@ impl Room {
         Ok(Self {
             batch: Batch::new(driver, limits)?,
             caches: (0..config.layers)
-                .map(|_| KvPages::new(driver, shape, limits.blocks))
+                .map(|_| KvPages::new(driver, (shape, capacity.kv), limits.blocks))
                 .collect::<Result<_, _>>()?,
             work: Workspace::new(driver, shape, (tokens, singles), positions)?,
             angles: [angles(&frequencies[0])?, angles(&frequencies[1])?],
