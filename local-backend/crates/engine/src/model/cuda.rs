@@ -525,9 +525,9 @@ impl Backend for Model {
         logits.clear();
         match self.run(rows, abort, logits) {
             Ok(StepEnd::Done) => StepEnd::Done,
-            Ok(StepEnd::Aborted) => {
+            Ok(ended) => {
                 logits.clear();
-                StepEnd::Aborted
+                ended
             }
             Err(error) => panic!("{error}"),
         }
