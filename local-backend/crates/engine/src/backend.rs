@@ -37,7 +37,7 @@ pub enum Want {
 }
 
 /// What a step gives back, each kind in row order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
     /// [`ModelInfo::vocabulary`] floats for each row that wants logits.
     pub logits: Vec<f32>,
@@ -52,6 +52,8 @@ pub enum StepEnd {
     Done,
     /// The flag was seen between two layers: no logits, and the KV entries of this step's positions are undefined.
     Aborted,
+    /// As aborted, but how far it came is kept, for [`Backend::resume`], until another step is suspended.
+    Suspended,
 }
 
 /// Facts about a loaded model.
@@ -131,6 +133,12 @@ pub trait Backend: Send {
     /// # Panics
     /// When a row breaks its contract (a block or token id out of range): that is a bug of the scheduler.
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd;
+
+    /// As [`Self::step`], for the very rows of the last step that was suspended, whose blocks nobody else has had since: goes
+    /// on from the layer where that one stopped. Here, for backends that suspend none: from the beginning.
+    fn resume(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        self.step(rows, abort, output)
+    }
 
     /// Fills `out` (cleared first) with one vector of [`ModelInfo::embedding_width`] floats and length 1 for each sequence, in
     /// order; a sequence has at least one token and at most [`ModelInfo::context_tokens`]. `None`: this model does not embed, or there is no memory for the keys and values of so many tokens.

@@ -62,7 +62,7 @@ impl Worker {
             let plan = self.scheduler.plan();
             self.note(&plan);
             if !plan.parts.is_empty() {
-                self.step(&plan, context);
+                self.step(plan, context);
             } else if !self.sequences.is_empty() {
                 std::thread::sleep(STUCK);
             }
@@ -72,6 +72,7 @@ impl Worker {
 
     /// Takes what there is; waits a moment where there is nothing to do. False when the engine was dropped.
     fn receive(&mut self) -> bool {
+        self.shared.board.look();
         if self.sequences.is_empty() && self.embeddings.is_empty() {
             match self.commands.recv_timeout(HEARTBEAT) {
                 Ok(command) => self.take(command),
@@ -154,7 +155,7 @@ impl Worker {
             None => tell(None),
             Some(StepEnd::Done) => tell(Some(out.chunks(width.max(1)).map(<[f32]>::to_vec).collect())),
             // Nobody waits for it.
-            Some(StepEnd::Aborted) => {}
+            Some(StepEnd::Aborted | StepEnd::Suspended) => {}
         }
     }
 
@@ -201,7 +202,7 @@ impl Worker {
         }
     }
 
-    fn step(&mut self, plan: &Plan, context: usize) {
+    fn step(&mut self, plan: Plan, context: usize) {
         let mut rows: Vec<Row<'_>> = Vec::with_capacity(plan.parts.len());
         for part in &plan.parts {
             for at in 0..=part.guesses {
@@ -219,19 +220,26 @@ impl Worker {
         let wants: Vec<Want> = rows.iter().map(|row| row.wants).collect();
         let board: &Board = &self.shared.board;
         if !board.begin(plan.parts.iter().map(|part| part.id), plan.class) {
+            self.scheduler.not_begun(plan);
             return;
         }
         let started = Instant::now();
-        let ended = self.backend.step(&rows, board.abort(), &mut self.output);
+        let ended = match plan.suspended {
+            None => self.backend.step(&rows, board.abort(), &mut self.output),
+            Some(_) => self.backend.resume(&rows, board.abort(), &mut self.output),
+        };
         board.end();
         let took = started.elapsed();
         let metrics = &self.shared.metrics;
         add(&metrics.busy_us, took.as_micros() as usize);
-        if ended == StepEnd::Aborted {
+        if ended != StepEnd::Done {
             if plan.class == Class::Background {
                 add(&metrics.background_us, took.as_micros() as usize);
             }
             add(&metrics.aborted_steps, 1);
+            if ended == StepEnd::Suspended {
+                self.scheduler.suspended(plan, took);
+            }
             return;
         }
         add(&metrics.steps, 1);
@@ -239,12 +247,14 @@ impl Worker {
         metrics
             .longest_step_us
             .fetch_max(took.as_micros() as u64, Ordering::Relaxed);
-        let shares = self.scheduler.ran(plan, took);
+        let shares = self.scheduler.ran(&plan, took);
         let pairs = plan.parts.iter().zip(&shares);
         let background: Duration = pairs
             .filter(|(part, _)| part.class == Class::Background)
             .map(|(_, share)| *share)
             .sum();
+        // What it took before it was suspended is counted.
+        let background = background.saturating_sub(plan.suspended.unwrap_or_default());
         add(&metrics.background_us, background.as_micros() as usize);
         let mut output = std::mem::take(&mut self.output);
         let mut logits = output.logits.chunks_exact_mut(self.backend.info().vocabulary);

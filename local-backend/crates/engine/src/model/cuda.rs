@@ -561,10 +561,10 @@ impl Backend for Model {
         output.tokens.clear();
         match self.run(rows, abort, output) {
             Ok(StepEnd::Done) => StepEnd::Done,
-            Ok(StepEnd::Aborted) => {
+            Ok(ended) => {
                 output.logits.clear();
                 output.tokens.clear();
-                StepEnd::Aborted
+                ended
             }
             Err(error) => panic!("{error}"),
         }

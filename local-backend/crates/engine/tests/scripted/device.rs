@@ -46,6 +46,10 @@ pub(crate) struct Device {
     info: ModelInfo,
     mind: Mind,
     layers: (usize, Duration),
+    /// Layers computed, in all steps.
+    computed: Arc<AtomicUsize>,
+    /// Before which layer the last step was suspended.
+    suspended: usize,
     /// Steps wait until it is true.
     gate: Option<Arc<AtomicBool>>,
     /// The token at each place of each block.
@@ -73,6 +77,11 @@ impl Device {
     pub(crate) fn layers(mut self, count: usize, each: Duration) -> Self {
         self.layers = (count, each);
         self
+    }
+
+    /// How many layers it computed, in all steps.
+    pub(crate) fn computed(&self) -> Arc<AtomicUsize> {
+        self.computed.clone()
     }
 
     /// Steps do not end before `gate` is true, unless they are stopped, which opens it.
@@ -112,6 +121,8 @@ impl Device {
             info,
             mind,
             layers: (1, Duration::ZERO),
+            computed: Arc::default(),
+            suspended: 0,
             gate: None,
             cache: Vec::new(),
             asked: Arc::default(),
@@ -157,6 +168,16 @@ impl Backend for Device {
     }
 
     fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        self.run((rows, 0), abort, output)
+    }
+
+    fn resume(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        self.run((rows, self.suspended), abort, output)
+    }
+}
+
+impl Device {
+    fn run(&mut self, (rows, from): (&[Row<'_>], usize), abort: &AtomicBool, output: &mut Output) -> StepEnd {
         output.logits.clear();
         output.tokens.clear();
         while let Some(gate) = self.gate.as_ref().filter(|gate| !gate.load(Ordering::Acquire)) {
@@ -166,10 +187,12 @@ impl Backend for Device {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        for _ in 0..self.layers.0 {
+        for layer in from..self.layers.0 {
             if abort.load(Ordering::Relaxed) {
-                return StepEnd::Aborted;
+                self.suspended = layer;
+                return StepEnd::Suspended;
             }
+            self.computed.fetch_add(1, Ordering::Relaxed);
             if !self.layers.1.is_zero() {
                 std::thread::sleep(self.layers.1);
             }
