@@ -9,6 +9,7 @@ pub mod batch;
 pub mod call;
 pub mod log;
 pub mod openai;
+pub mod plain;
 pub mod play;
 pub mod script;
 mod server;
