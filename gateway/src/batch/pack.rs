@@ -5,7 +5,7 @@
 //! pack in that state looks for its batch at the provider before making another.
 
 use super::admit::{admit, holder, output_bound, way};
-use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing};
+use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing, Wanted};
 use super::surface;
 use super::take::INPUTS;
 use crate::clock;
@@ -126,7 +126,7 @@ impl Work<'_> {
         let upstream = &self.deployment()?.upstream;
         let api = upstream.settings.batch;
         let api = api.ok_or_else(|| WorkError::NoDeployment(self.pack.deployment.clone()))?;
-        Ok(Remote { upstream, api })
+        Ok(Remote::new(upstream, api))
     }
 
     /// What the provider is told of it: its id, and what its items are for.
@@ -162,7 +162,8 @@ impl Work<'_> {
             return self.save("void", 0, 0).await;
         }
         if self.pack.file.is_empty() {
-            self.pack.file = self.remote()?.upload(self.name(), &sent).await?;
+            let uploaded = self.remote()?.upload(self.name(), &sent).await;
+            self.pack.file = uploaded?;
             self.save("packed", 0, LEASE_US).await?;
         }
         self.save("creating", 0, LEASE_US).await?;
@@ -181,8 +182,14 @@ impl Work<'_> {
     /// Whoever was making the batch has not said that it did.
     async fn find_again(&mut self) -> Result<(), WorkError> {
         let known = self.gateway.batch.jobs.known(&self.pack.provider).await?;
-        let since = (self.pack.created_us / 1_000_000, self.pack.items);
-        match self.remote()?.find(&self.pack.id, since, &known).await? {
+        let wanted = Wanted {
+            pack: &self.pack.id,
+            since_unix_s: self.pack.created_us / 1_000_000,
+            items: self.pack.items,
+            known: &known,
+        };
+        let found = self.remote()?.find(&wanted).await?;
+        match found {
             Found::It(remote) => {
                 self.pack.remote = remote;
                 self.taken().await
