@@ -1,12 +1,14 @@
 //! Providers' batch APIs: send, find again, ask, cancel, fetch.
 //!
 //! Owns the calls and the order in which they are made. What each API calls things is its own file's: [`openai`] has files
-//! and `/batches`, [`anthropic`] `/messages/batches`. They make calls and read answers and do no I/O.
+//! and `/batches`, [`anthropic`] `/messages/batches`, [`gemini`] `batchGenerateContent`. They make calls and read answers
+//! and do no I/O.
 //!
 //! Invariants: every step may be taken again. What a provider's batch is called is the pack's id wherever the provider
 //! lets it have a name, so that it is found again; results are told apart by their keys, never by their order.
 
 mod anthropic;
+mod gemini;
 mod openai;
 
 use crate::config::batch::BatchApi;
@@ -98,13 +100,33 @@ enum Likeness {
     Unclear,
 }
 
+/// How what is to be batched gets there.
+enum Upload {
+    /// It stands in the call that makes the batch.
+    Unneeded,
+    Whole(Control),
+    /// A call that is answered with a URL in the field `place`, and one to that URL.
+    Session {
+        open: Control,
+        place: &'static str,
+        send: Control,
+    },
+}
+
 /// What takes each result: its key, and what came of it.
 type Each<'e> = &'e mut (dyn FnMut(&str, Outcome) + Send);
 
 /// A provider's batch API: the calls to make, and what their answers mean.
 trait Api: Send + Sync {
-    /// What uploads what is to be batched, where the API wants that apart.
-    fn upload(&self, name: (&str, &str), sent: &[Sent]) -> Option<Control>;
+    /// A request as it goes into a batch; `body` is in the provider's dialect.
+    ///
+    /// # Errors
+    /// There is no such request in this API's batches.
+    fn item(&self, body: Bytes) -> Result<Bytes, String> {
+        Ok(body)
+    }
+
+    fn upload(&self, name: (&str, &str), sent: &[Sent]) -> Upload;
 
     /// What makes the batch. `file`: as the upload is called, if there was one.
     fn create(&self, name: (&str, &str), file: &str, sent: &[Sent]) -> Control;
@@ -132,11 +154,11 @@ trait Api: Send + Sync {
     /// The place is none that can be asked.
     fn results(&self, place: &str) -> Result<Control, RemoteError>;
 
-    /// Hands each result of a body to `each`, in whatever order they stand.
+    /// Hands each result of what was at `place` to `each`, in whatever order they stand.
     ///
     /// # Errors
     /// It cannot be read.
-    fn read(&self, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError>;
+    fn read(&self, place: &str, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError>;
 }
 
 /// A provider's batch API, within reach.
@@ -146,21 +168,51 @@ pub(super) struct Remote<'a> {
 }
 
 impl<'a> Remote<'a> {
-    pub(super) fn new(upstream: &'a Upstream, api: BatchApi) -> Self {
-        let api: Box<dyn Api> = match api {
+    /// `model`: as the provider calls it.
+    pub(super) fn new(upstream: &'a Upstream, api: BatchApi, model: &'a str) -> Self {
+        let api: Box<dyn Api + 'a> = match api {
             BatchApi::Openai => Box::new(openai::Openai),
             BatchApi::Anthropic => Box::new(anthropic::Anthropic),
+            BatchApi::Gemini => {
+                let base = upstream.settings.base.path.as_str();
+                Box::new(gemini::Gemini { base, model })
+            }
         };
         Self { upstream, api }
+    }
+
+    /// A request as it goes into a batch; `body` is in the provider's dialect.
+    ///
+    /// # Errors
+    /// There is no such request in this API's batches.
+    pub(super) fn item(&self, body: Bytes) -> Result<Bytes, String> {
+        self.api.item(body)
     }
 
     /// Uploads what is to be batched, where the API wants that apart; its name there, else nothing. `name`: the pack, and
     /// the endpoint that its items are for.
     pub(super) async fn upload(&self, name: (&str, &str), sent: &[Sent]) -> Result<String, RemoteError> {
         match self.api.upload(name, sent) {
-            Some(call) => self.named(&call).await,
-            None => Ok(String::new()),
+            Upload::Unneeded => Ok(String::new()),
+            Upload::Whole(call) => self.named(&call).await,
+            Upload::Session { open, place, send } => {
+                let path = self.upload_place(&open, place).await?;
+                self.named(&Control { path, ..send }).await
+            }
         }
+    }
+
+    /// The path and query of the URL that a call is answered with. The host stays the provider's: its key goes nowhere else.
+    async fn upload_place(&self, open: &Control, field: &str) -> Result<String, RemoteError> {
+        let told = self.upstream.control_told(open, ANSWER_BYTES).await?;
+        if !(200..300).contains(&told.status) {
+            return Err(refused(told.status, &told.body));
+        }
+        let place = told.fields.get(field).and_then(|value| value.to_str().ok());
+        let place = place.and_then(|place| place.parse::<http::Uri>().ok());
+        let path = place.and_then(|place| place.into_parts().path_and_query);
+        path.map(|path| path.to_string())
+            .ok_or_else(|| RemoteError::Unreadable(format!("it has no URL in `{field}`")))
     }
 
     /// Makes the batch; its name there.
@@ -178,7 +230,7 @@ impl<'a> Remote<'a> {
     pub(super) async fn find(&self, wanted: &Wanted<'_>) -> Result<Found, RemoteError> {
         let mut after = String::new();
         for _ in 0..PAGES {
-            let page = self.call(&self.api.list(&after)).await?;
+            let page = self.call_up_to(&self.api.list(&after), RESULT_BYTES).await?;
             let page: Value = parse(&page)?;
             let (batches, next) = self.api.listed(&page);
             for batch in batches {
@@ -208,8 +260,9 @@ impl<'a> Remote<'a> {
     }
 
     pub(super) async fn standing(&self, batch: &str) -> Result<Standing, RemoteError> {
-        let told: Value = parse(&self.call(&self.api.ask(batch)).await?)?;
-        Ok(self.api.standing(&told))
+        // An operation may hold its results.
+        let told = self.call_up_to(&self.api.ask(batch), RESULT_BYTES).await?;
+        Ok(self.api.standing(&parse(&told)?))
     }
 
     pub(super) async fn cancel(&self, batch: &str) -> Result<(), RemoteError> {
@@ -230,11 +283,8 @@ impl<'a> Remote<'a> {
     ) -> Result<(), RemoteError> {
         for place in places {
             let call = self.api.results(place)?;
-            let (status, body) = self.upstream.control(&call, RESULT_BYTES).await?;
-            if status != 200 {
-                return Err(refused(status, &body));
-            }
-            self.api.read(&body, &mut each)?;
+            let body = self.call_up_to(&call, RESULT_BYTES).await?;
+            self.api.read(place, &body, &mut each)?;
         }
         Ok(())
     }
@@ -250,7 +300,11 @@ impl<'a> Remote<'a> {
     }
 
     async fn call(&self, call: &Control) -> Result<Bytes, RemoteError> {
-        let (status, body) = self.upstream.control(call, ANSWER_BYTES).await?;
+        self.call_up_to(call, ANSWER_BYTES).await
+    }
+
+    async fn call_up_to(&self, call: &Control, limit: usize) -> Result<Bytes, RemoteError> {
+        let (status, body) = self.upstream.control(call, limit).await?;
         if (200..300).contains(&status) {
             Ok(body)
         } else {

@@ -1,7 +1,7 @@
 //! Anthropic's message batches: the requests in the call that makes one, results at a URL of their own. A batch has no name
 //! there: which one a pack was made into, its results tell.
 
-use super::{Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Wanted, data, lines, parse};
+use super::{Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Upload, Wanted, data, lines, parse};
 use crate::upstream::control::Control;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -14,8 +14,8 @@ const CLOCK_S: i64 = 60;
 pub(super) struct Anthropic;
 
 impl Api for Anthropic {
-    fn upload(&self, _: (&str, &str), _: &[Sent]) -> Option<Control> {
-        None
+    fn upload(&self, _: (&str, &str), _: &[Sent]) -> Upload {
+        Upload::Unneeded
     }
 
     fn create(&self, _: (&str, &str), _: &str, sent: &[Sent]) -> Control {
@@ -91,7 +91,7 @@ impl Api for Anthropic {
         }
     }
 
-    fn read(&self, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError> {
+    fn read(&self, _: &str, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError> {
         lines(body).try_for_each(|line| result(&line, each))
     }
 }

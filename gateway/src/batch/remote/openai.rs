@@ -1,7 +1,7 @@
 //! OpenAI's batches: a file of requests, `/batches`, files of answers and of errors. The pack's id is in the metadata.
 
 use super::{
-    Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Wanted, data, lines, one_line, parse,
+    Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Upload, Wanted, data, lines, one_line, parse,
 };
 use crate::upstream::control::Control;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 pub(super) struct Openai;
 
 impl Api for Openai {
-    fn upload(&self, (pack, endpoint): (&str, &str), sent: &[Sent]) -> Option<Control> {
+    fn upload(&self, (pack, endpoint): (&str, &str), sent: &[Sent]) -> Upload {
         let boundary = format!("tollgate-{pack}");
         let mut body = Vec::with_capacity(sent.iter().map(|one| one.body.len() + 160).sum());
         body.extend_from_slice(
@@ -32,7 +32,7 @@ impl Api for Openai {
             body.extend_from_slice(b"}\n");
         }
         body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-        Some(Control {
+        Upload::Whole(Control {
             content_type: Some(format!("multipart/form-data; boundary={boundary}")),
             ..Control::post("/files".into(), body.into())
         })
@@ -93,7 +93,7 @@ impl Api for Openai {
         Ok(Control::get(format!("/files/{place}/content")))
     }
 
-    fn read(&self, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError> {
+    fn read(&self, _: &str, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError> {
         lines(body).try_for_each(|line| result(&line, each))
     }
 }
