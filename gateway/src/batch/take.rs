@@ -8,7 +8,6 @@ use bytes::Bytes;
 use exchange::{AccountPath, Money, Refusal, RefusalKind, Surface};
 use ledger::{Ask, Denied, Job, JobKind, NewItem};
 use std::collections::HashSet;
-use std::time::Duration;
 
 /// Items and bytes that are held in memory before they go to the store.
 const CHUNK_ITEMS: usize = 500;
@@ -257,7 +256,7 @@ async fn held(desk: &Desk, job: &Job, file: &str) -> Result<i64, Refusal> {
             least: Money::ZERO,
             workflow: job.account.workflow.as_ref(),
             labels: &[],
-            patience: desk.gateway.config.limits.budget_wait.min(Duration::from_secs(5)),
+            patience: desk.gateway.config.batch.budget_wait,
             now_unix_us: clock::unix_us(),
         };
         let refused = match desk.gateway.ledger.escrow(&desk.who, job, &needs, ask).await {

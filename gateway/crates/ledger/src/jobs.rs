@@ -16,6 +16,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often, and how long each time, the store is asked what is left of a slice that has passed to a job.
+const LOOKS: u32 = 2;
+const LOOK: Duration = Duration::from_secs(2);
+/// The longest that money takes to pass to a job once it is held.
+pub const HAND_OVER: Duration = Duration::from_secs(LOOK.as_secs() * LOOKS as u64);
+
 /// What a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobKind {
@@ -389,11 +395,11 @@ impl Ledger {
         })?;
         // The hold stays until the store has been asked what is left of this node's slice, which is then less: the first
         // answer may be to a question from before.
-        for _ in 0..2 {
+        for _ in 0..LOOKS {
             self.books().look_again(&leased);
             let answered = self.refilled();
             self.wake();
-            let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
+            let _ = tokio::time::timeout(LOOK, answered).await;
         }
         drop(reservation);
         // What this node has taken beyond the job's part goes back.
