@@ -194,6 +194,10 @@ async fn begin(ledger: &Ledger, who: &Principal, (count, held): (i64, i64)) -> R
     jobs.received("f1", ("ready", "/v1/chat/completions"), (count, count * 100))
         .await
         .unwrap();
+    let one = Job {
+        webhook: "sealed".into(),
+        ..one
+    };
     assert!(jobs.create(&one).await.unwrap());
     let needs = jobs.needs("f1", i64::MAX).await.unwrap();
     ledger.escrow(who, &one, &needs, ask()).await?;
@@ -273,6 +277,15 @@ async fn a_job_s_life(folder: &Path, database: Database) {
         (tally.of("succeeded"), tally.of("cancelled"), tally.open()),
         (60, 40, 0)
     );
+
+    // Whoever is to be told of its end is told again until it is said that it was, and each time counts.
+    for tries in 1..=3 {
+        let (told, tried) = jobs.hook(HOUR_US).await.unwrap().unwrap();
+        assert_eq!((told.id.as_str(), tried), ("b1", tries));
+        assert!(jobs.hook(HOUR_US).await.unwrap().is_none(), "one at a time");
+        jobs.hooked("b1", if tries < 3 { 1 } else { 0 }).await.unwrap();
+    }
+    assert!(jobs.hook(HOUR_US).await.unwrap().is_none());
 
     // The first reading counts, and only where there is something to read.
     assert!(jobs.first_reads(HOUR_US).await.unwrap().is_empty());

@@ -175,7 +175,8 @@ impl Jobs {
             .fetch(&HOOKS, &[Value::Int(again_us)])
             .await
             .map_err(written)?;
-        let read = |row| Ok((job(row)?, Row::int(row, 23)?));
+        let tries = JOB.split(',').count();
+        let read = |row| Ok((job(row)?, Row::int(row, tries)?));
         rows.first()
             .map(read)
             .transpose()
