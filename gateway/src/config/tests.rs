@@ -93,7 +93,7 @@ fn mistakes_are_told_with_what_to_do() {
     check(
         "batch: {start_timeout_ms: 9000}",
         &[
-            "t.yaml:1:27: batch.start_timeout_ms",
+            "t.yaml:1:9: batch.start_timeout_ms",
             "above 9000",
             "limits.budget_wait_ms",
         ],
