@@ -27,7 +27,7 @@ providers:
   lo: {{dialect: openai_chat, base_url: "{local}/v1", credential: "file:credential"}}
 accounts:
   acme:
-    budgets: [{{limit_dollars: "{budget}", per: total}}]
+    budgets: [{{limit_dollars: "{budget}", per: total}}{budgets}]
     teams:
       one: {{keys: {{tests: {{hash: "sha256:{hash}"}}}}}}
 prices:
@@ -42,6 +42,7 @@ batch:
   over_budget: {over_budget}
   webhook_hosts: ["127.0.0.1"]
 log: {{filter: "warn,tollgate=info"}}
+{more}
 """
 
 
@@ -52,7 +53,8 @@ class Gateway:
         self.folder = folder
         self.processes = []
         self.fake = self.start(BIN / "fake-provider", "listening on ")
-        self.settings = {"budget": "100", "gather_ms": 100, "flex_again_ms": 30000, "over_budget": "refuse", "local": self.fake} | settings
+        self.settings = {"budget": "100", "gather_ms": 100, "flex_again_ms": 30000, "over_budget": "refuse", "local": self.fake,
+                         "budgets": "", "more": ""} | settings
         (folder / "credential").write_text("sk-fake-credential")
         (folder / "content").write_text("a content key of some length")
         lines = ["version: 1", "deployments:"]
@@ -64,9 +66,9 @@ class Gateway:
                 prices.append(entry + 'input_per_mtok: "1000", output_per_mtok: "2000"}')
                 prices.append(entry + 'service_tier: flex, input_per_mtok: "500", output_per_mtok: "1000"}')
                 prices.append(entry + 'service_tier: batch, input_per_mtok: "500", output_per_mtok: "1000"}')
-        lines += ["  - {id: local, provider: lo, model: smollm2-135m-instruct, class: local}"]
+        lines += ["  - {id: local, provider: lo, model: smollm2-135m-instruct, class: local, data_classes: [secret]}"]
         prices.append('  - {model: smollm2-135m-instruct, input_per_mtok: "0.1", output_per_mtok: "0.1"}')
-        lines += ["routes:", "  - {name: all, prefer: [fake-batch300]}", "workflows:",
+        lines += ["routes:", "  - {name: secrets, when: {label: {data_class: secret}}, prefer: [local]}", "  - {name: all, prefer: [fake-batch300]}", "workflows:",
                   "  - {name: nightly, owner: one, value: low, latency: batch, value_per_success: \"1\"}",
                   "  - {name: patient, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 30}}",
                   "  - {name: hurried, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 1}}",

@@ -9,6 +9,7 @@ use ledger::{Job, Tally, Waitable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 const DAY_US: i64 = 86_400_000_000;
 
@@ -40,6 +41,8 @@ pub(super) struct JobView {
     kind: &'static str,
     account: String,
     state: String,
+    /// What it was declared to be.
+    labels: BTreeMap<String, String>,
     items: i64,
     /// Items by state.
     by_state: Value,
@@ -70,6 +73,11 @@ fn view(job: &Job, tally: &Tally) -> JobView {
         kind: job.kind.as_str(),
         account: job.account.to_string(),
         state: job.state.clone(),
+        labels: job
+            .labels
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect(),
         items: job.total,
         by_state: json!(tally.by_state),
         rescued: tally.rescued,

@@ -4,7 +4,7 @@
 //! The one step that cannot be undone is the making of the batch: `creating` is written before it, and whoever finds a
 //! pack in that state looks for its batch at the provider before making another.
 
-use super::admit::{admit, holder, output_bound, way};
+use super::admit::{Said, admit, holder, is_barred, output_bound, way};
 use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing};
 use super::surface;
 use super::take::INPUTS;
@@ -12,6 +12,7 @@ use crate::clock;
 use crate::fleet::Deployment;
 use crate::gateway::Gateway;
 use crate::rules::Rules;
+use crate::understand::declare;
 use ::batch::{Flight, Verdict, Way, watch};
 use bytes::Bytes;
 use dialect::Target;
@@ -49,6 +50,19 @@ pub(super) enum WorkError {
     TakenOver,
     #[error("the deployment {0} is gone from the policy, or its provider has no batch API any more")]
     NoDeployment(String),
+}
+
+/// Why an item does not go with its pack.
+enum Unsent {
+    /// Another deployment may serve it: its batch was declared to be what its file was not, or the policy has changed.
+    Barred,
+    Wrong(String),
+}
+
+impl From<String> for Unsent {
+    fn from(problem: String) -> Self {
+        Self::Wrong(problem)
+    }
 }
 
 /// A pack and all that is needed to work on it.
@@ -213,7 +227,8 @@ impl Work<'_> {
                         body,
                     });
                 }
-                Err(problem) => ends.push(ItemEnd {
+                Err(Unsent::Barred) => ends.push(rescued(item, "the policy does not let its batch serve it")),
+                Err(Unsent::Wrong(problem)) => ends.push(ItemEnd {
                     status: 400,
                     problem,
                     ..ItemEnd::free(item, "errored")
@@ -234,21 +249,29 @@ impl Work<'_> {
         Ok(job)
     }
 
-    async fn encode(&mut self, item: &StoredItem) -> Result<Result<(Bytes, u32), String>, WorkError> {
+    async fn encode(&mut self, item: &StoredItem) -> Result<Result<(Bytes, u32), Unsent>, WorkError> {
         let Some(job) = self.job(&item.job).await? else {
-            return Ok(Err("its job is gone".into()));
+            return Ok(Err(Unsent::Wrong("its job is gone".into())));
         };
         Ok(self.encode_of(&job, item))
     }
 
     /// The body, and the texts to embed in it.
-    fn encode_of(&self, job: &Job, item: &StoredItem) -> Result<(Bytes, u32), String> {
+    fn encode_of(&self, job: &Job, item: &StoredItem) -> Result<(Bytes, u32), Unsent> {
         let deployment = self.deployment().map_err(|error| error.to_string())?;
-        let who = holder(self.gateway, &job.key_hash).ok_or("the key that made the job is no longer good")?;
+        let who = holder(self.gateway, &job.key_hash)
+            .ok_or_else(|| "the key that made the job is no longer good".to_owned())?;
         let body = open(self.gateway, item.input.as_deref())?;
-        let workflow = job.account.workflow.as_deref();
-        let admitted =
-            admit(self.gateway, &who, (surface(job), body, workflow)).map_err(|refusal| refusal.message)?;
+        let said = Said {
+            surface: surface(job),
+            body,
+            workflow: job.account.workflow.as_deref(),
+            labels: &job.labels,
+        };
+        let mut admitted = admit(self.gateway, &who, said).map_err(|refusal| refusal.message)?;
+        if is_barred((self.gateway, &who), &mut admitted, deployment) {
+            return Err(Unsent::Barred);
+        }
         let mut plan = admitted.ruled.decision.plan.iter();
         let candidate = plan.find(|one| one.deployment == deployment.id);
         let (thinking, note) = candidate.map_or((None, ThinkingNote::Untouched), |one| {
@@ -266,7 +289,7 @@ impl Work<'_> {
         let encoded = dialect::encode(&admitted.request, &target);
         encoded
             .map(|encoded| (encoded.body, admitted.request.inputs()))
-            .map_err(|error| error.to_string())
+            .map_err(|error| Unsent::Wrong(error.to_string()))
     }
 
     /// Asks how the batch stands, and judges whether to go on waiting.
@@ -538,6 +561,11 @@ impl Work<'_> {
         let input = open(self.gateway, item.input.as_deref())?;
         let mut request = dialect::read_surface(surface(job), input).map_err(|error| error.message)?;
         request.received_unix_s = clock::unix_us() / 1_000_000;
+        declare(
+            &mut request.facts,
+            &self.gateway.config.label_headers,
+            &job.labels,
+        );
         let from = deployment.upstream.settings.dialect;
         let (out, progress) =
             dialect::read_answer(&request, from, body).map_err(|error| error.to_string())?;
@@ -557,6 +585,7 @@ impl Work<'_> {
             saved: standard.minus(total),
             request: Some(id),
             record: Some(record),
+            decision: item.decision.as_deref().map(Into::into),
             ..ItemEnd::free(item, "succeeded")
         })
     }

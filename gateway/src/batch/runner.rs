@@ -196,6 +196,7 @@ async fn answer(gateway: &Arc<Gateway>, item: &StoredItem) -> Result<ItemEnd, St
             background: way == Way::Local,
             patience: patience(gateway, item, way),
             workflow: job.account.workflow.clone(),
+            labels: job.labels.clone(),
         },
     )
     .await;

@@ -55,6 +55,9 @@ impl JobKind {
     }
 }
 
+/// Names of declared labels and their values.
+pub type Labels = Vec<(Box<str>, Box<str>)>;
+
 /// A job's row.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -72,6 +75,8 @@ pub struct Job {
     pub name: String,
     /// JSON.
     pub metadata: String,
+    /// What it was declared to be, as conditions and budgets see it.
+    pub labels: Labels,
     /// Where to tell of its end, if anywhere.
     pub webhook: String,
     pub idempotency: String,
@@ -105,6 +110,8 @@ pub struct NewItem {
     pub held: Money,
     /// Sealed.
     pub input: Option<Vec<u8>>,
+    /// What the decision on it depended on, where that is kept.
+    pub decision: Option<Box<str>>,
 }
 
 /// An item's row.
@@ -128,6 +135,7 @@ pub struct StoredItem {
     pub ended_us: i64,
     pub input: Option<Vec<u8>>,
     pub output: Option<Vec<u8>>,
+    pub decision: Option<String>,
 }
 
 /// How an item ends, or goes back to the queue.
@@ -149,6 +157,8 @@ pub struct ItemEnd {
     pub request: Option<RequestId>,
     /// To be posted with it, where a provider has answered.
     pub record: Option<Record>,
+    /// What the decision on it depended on, to be kept with the record.
+    pub decision: Option<Box<str>>,
     /// Back in the queue, it is not to be looked at before so much later, in microseconds.
     pub later_us: i64,
 }
@@ -169,6 +179,7 @@ impl ItemEnd {
             saved: Money::ZERO,
             request: None,
             record: None,
+            decision: None,
             later_us: 0,
         }
     }

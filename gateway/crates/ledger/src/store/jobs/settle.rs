@@ -89,7 +89,10 @@ impl Jobs {
                 };
                 changed += 1;
                 if let Some(record) = &end.record {
-                    settlements.push(settlement(record, held, &deployment, &escrows));
+                    settlements.push(Settlement {
+                        decision: end.decision.clone(),
+                        ..settlement(record, held, &deployment, &escrows)
+                    });
                 } else if end.rescue && end.state == "queued" {
                     *free.entry(deployment).or_default() += held.nanos();
                     let id = [Value::Text(job), Value::Int(end.number)];
