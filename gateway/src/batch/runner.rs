@@ -8,7 +8,7 @@ use super::pack::{self, LEASE_US, open, seal};
 use super::{surface, take, webhook};
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::telemetry;
+use crate::telemetry::JobMeters;
 use ::batch::{Caps, Pending, Summary, Way, cut, flush};
 use bytes::Bytes;
 use exchange::{Money, ServiceTier};
@@ -42,6 +42,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, mut stop: watch::Receiver<bool>) 
     let (mut packs, mut calls) = (JoinSet::new(), JoinSet::new());
     let every = UPKEEP.min(gateway.config.batch.start_timeout / 4);
     let mut due = Instant::now() + every;
+    let mut meters = JobMeters::install();
     loop {
         tokio::select! {
             biased;
@@ -54,7 +55,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, mut stop: watch::Receiver<bool>) 
         let looked = look(&gateway, &mut packs, &mut calls).await;
         let kept = if Instant::now() >= due {
             due = Instant::now() + every;
-            upkeep(&gateway).await
+            upkeep(&gateway, &mut meters).await
         } else {
             Ok(())
         };
@@ -316,13 +317,13 @@ fn sums(gateway: &Gateway, answered: &Answered) -> (Money, Money) {
 }
 
 /// What nobody else sees to.
-async fn upkeep(gateway: &Arc<Gateway>) -> Result<(), StoreError> {
+async fn upkeep(gateway: &Arc<Gateway>, meters: &mut JobMeters) -> Result<(), StoreError> {
     let start_us = i64::try_from(gateway.config.batch.start_timeout.as_micros()).unwrap_or(i64::MAX / 4);
     for job in gateway.batch.jobs.left_over((ABANDONED_US, start_us)).await? {
         gateway.ledger.release_job(&job).await?;
     }
     gateway.batch.jobs.purge(PACKS_KEPT_US).await?;
-    telemetry::jobs(&gateway.batch.jobs.standing().await?);
+    meters.set(&gateway.batch.jobs.standing().await?);
     gateway.batch.vault.sweep();
     Ok(())
 }
