@@ -227,7 +227,10 @@ impl Work<'_> {
                         body,
                     });
                 }
-                Err(Unsent::Barred) => ends.push(rescued(item, "the policy does not let its batch serve it")),
+                Err(Unsent::Barred) => ends.push(ItemEnd::rescue(
+                    item,
+                    "the policy does not let its batch serve it",
+                )),
                 Err(Unsent::Wrong(problem)) => ends.push(ItemEnd {
                     status: 400,
                     problem,
@@ -334,7 +337,10 @@ impl Work<'_> {
             config.give_up,
             self.pack.now_us,
         );
-        let unwanted = batch.jobs.unwanted(&self.pack.id).await?;
+        let (open, unwanted) = batch.jobs.open(&self.pack.id).await?;
+        if open == 0 {
+            return self.rescue("all of it was rescued by hand").await;
+        }
         let is_unwanted = unwanted > 0 && unwanted * 2 >= self.pack.items && !self.pack.cancelling;
         match verdict {
             Verdict::Rescue => self.rescue("it would have come too late").await,
@@ -368,7 +374,7 @@ impl Work<'_> {
         for item in &items {
             ends.push(match self.is_cancelling(&item.job).await? {
                 true => ItemEnd::free(item, "cancelled"),
-                false => rescued(item, why),
+                false => ItemEnd::rescue(item, why),
             });
         }
         self.gateway.batch.jobs.settle(&ends).await?;
@@ -406,18 +412,8 @@ impl Work<'_> {
             }
         };
         self.remote()?.results(&places, found).await?;
-        let left = if answers.is_empty() {
-            Vec::new()
-        } else {
-            self.gateway.batch.jobs.left(&self.pack).await?
-        };
-        for item in &left {
-            if let Some(body) = answers.remove(&wire_id(&self.pack.id, item)) {
-                self.stray(item, body).await?;
-            }
-        }
-        if !answers.is_empty() {
-            let count = answers.len();
+        let count = self.strays(answers).await?;
+        if count > 0 {
             tracing::error!(
                 pack = self.pack.id,
                 count,
@@ -425,6 +421,20 @@ impl Work<'_> {
             );
         }
         self.save("void", 0, 0).await
+    }
+
+    /// Charges what a batch answered, by the names of items there, that was no longer waited for. Returns how many answers
+    /// there are of items that were not given up.
+    async fn strays(&mut self, mut answers: HashMap<String, Bytes>) -> Result<usize, WorkError> {
+        if answers.is_empty() {
+            return Ok(0);
+        }
+        for item in &self.gateway.batch.jobs.left(&self.pack).await? {
+            if let Some(body) = answers.remove(&wire_id(&self.pack.id, item)) {
+                self.stray(item, body).await?;
+            }
+        }
+        Ok(answers.len())
     }
 
     async fn stray(&mut self, item: &StoredItem, body: Bytes) -> Result<(), WorkError> {
@@ -442,14 +452,21 @@ impl Work<'_> {
                 None
             }
         };
-        let Some(mut record) = record else { return Ok(()) };
+        match record {
+            Some(record) => self.late(item, record).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Charges an answer that came after its item was given up.
+    async fn late(&self, item: &StoredItem, mut record: Record) -> Result<(), WorkError> {
         record.ending = Ending::ClientGone;
         for attempt in &mut record.attempts {
             attempt.outcome = AttemptOutcome::Cancelled;
         }
         let charge = record.total();
         if self.gateway.batch.jobs.stray(item, &record).await? {
-            tracing::warn!(job = job.id, item.number, %charge, "a batch answered an item after it was given up");
+            tracing::warn!(job = item.job, item.number, %charge, "a batch answered an item after it was given up");
         }
         Ok(())
     }
@@ -467,23 +484,40 @@ impl Work<'_> {
             .map(|(at, item)| (wire_id(&self.pack.id, item), at))
             .collect();
         let mut outcomes: Vec<Option<Outcome>> = items.iter().map(|_| None).collect();
-        let found = |custom_id: &str, outcome: Outcome| {
-            if let Some(at) = by_id.get(custom_id) {
-                outcomes[*at] = Some(outcome);
+        let mut answers = HashMap::new();
+        let found = |custom_id: &str, outcome: Outcome| match (by_id.get(custom_id), outcome) {
+            (Some(at), outcome) => outcomes[*at] = Some(outcome),
+            (None, Outcome::Answered(200, body)) => {
+                answers.insert(custom_id.to_owned(), body);
             }
+            (None, _) => {}
         };
         self.remote()?.results(places, found).await?;
-        let mut ends = Vec::with_capacity(CHUNK);
-        for (item, outcome) in items.iter().zip(outcomes) {
-            ends.push(self.end(item, outcome.unwrap_or(Outcome::Expired)).await?);
-            if ends.len() == CHUNK {
-                self.gateway.batch.jobs.settle(&ends).await?;
-                ends.clear();
+        // What was settled before is among them, too, where a node ended in the middle of this.
+        self.strays(answers).await?;
+        let mut outcomes = outcomes.into_iter();
+        for items in items.chunks(CHUNK) {
+            let mut ends = Vec::with_capacity(items.len());
+            for (item, outcome) in items.iter().zip(outcomes.by_ref()) {
+                ends.push(self.end(item, outcome.unwrap_or(Outcome::Expired)).await?);
             }
+            self.settle(items, ends).await?;
         }
-        self.gateway.batch.jobs.settle(&ends).await?;
         self.save("settled", 0, 0).await?;
         self.gateway.batch.wake.notify_one();
+        Ok(())
+    }
+
+    async fn settle(&self, items: &[StoredItem], ends: Vec<ItemEnd>) -> Result<(), WorkError> {
+        if self.gateway.batch.jobs.settle(&ends).await? == ends.len() {
+            return Ok(());
+        }
+        // Some were rescued by hand while their answers were fetched. What was charged already is not charged again.
+        for (item, end) in items.iter().zip(ends) {
+            if let Some(record) = end.record {
+                self.late(item, record).await?;
+            }
+        }
         Ok(())
     }
 
@@ -551,7 +585,7 @@ impl Work<'_> {
         }
         Ok(ItemEnd {
             way: Some(if next == Way::Batch { Way::Standard } else { next }.as_str()),
-            ..rescued(item, why)
+            ..ItemEnd::rescue(item, why)
         })
     }
 
@@ -674,16 +708,6 @@ impl Work<'_> {
         }
         let state = self.pack.state.clone();
         self.save(&state, back_off.min(LONGEST_BACK_OFF_US), 0).await
-    }
-}
-
-/// An item that the synchronous tier is to answer.
-fn rescued(item: &StoredItem, why: &str) -> ItemEnd {
-    ItemEnd {
-        way: Some(Way::Standard.as_str()),
-        rescue: true,
-        problem: why.into(),
-        ..ItemEnd::free(item, "queued")
     }
 }
 

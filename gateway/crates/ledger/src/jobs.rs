@@ -183,6 +183,16 @@ impl ItemEnd {
             later_us: 0,
         }
     }
+
+    /// Back to the queue, for the synchronous tier to answer.
+    pub fn rescue(item: &StoredItem, why: &str) -> Self {
+        Self {
+            way: Some("standard"),
+            rescue: true,
+            problem: why.into(),
+            ..Self::free(item, "queued")
+        }
+    }
 }
 
 /// Items of one job by state.
