@@ -28,9 +28,10 @@ use crate::accept::{authenticate, dialect_of, key_hash};
 use crate::client::{Client, Gone};
 use crate::gateway::Gateway;
 use crate::refuse::refuse;
+use crate::understand;
 use ::batch::Completions;
 use exchange::{Dialect, Refusal, RefusalKind, RequestId, Surface};
-use ledger::{Job, JobKind, Jobs, Principal, StoreError};
+use ledger::{Job, JobKind, Jobs, Labels, Principal, StoreError};
 use pingora_http::ResponseHeader;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -117,6 +118,8 @@ struct Desk {
     key_hash: String,
     /// The workflow that the caller declared, else its key's.
     workflow: Option<Arc<str>>,
+    /// The labels that the caller declared.
+    labels: Labels,
 }
 
 /// A caller at one of the job surfaces.
@@ -158,6 +161,7 @@ async fn enter<'a>(gateway: &Arc<Gateway>, client: &'a mut Client) -> Result<Vis
     let desk = Desk {
         gateway: gateway.clone(),
         workflow: declared(client, &who),
+        labels: understand::declared(client, &gateway.config.label_headers)?,
         who,
         key_hash,
     };
@@ -205,6 +209,19 @@ fn declared(client: &Client, who: &Principal) -> Option<Arc<str>> {
 impl Desk {
     fn jobs(&self) -> &Jobs {
         &self.gateway.batch.jobs
+    }
+
+    /// The labels in a job's metadata: its texts, as in that of a request. What it says under the name of one of the
+    /// operator's headers does not count.
+    fn labels_in(&self, metadata: &Value) -> Labels {
+        let listed = &self.gateway.config.label_headers;
+        let pairs = metadata.as_object().into_iter().flatten();
+        let texts = pairs.filter_map(|(key, value)| Some((key.to_lowercase(), value.as_str()?)));
+        let short = texts.filter(|(key, value)| key.len() + value.len() <= LABEL_BYTES);
+        let own = short.filter(|(key, _)| !listed.iter().any(|name| name.as_str() == key));
+        own.map(|(key, value)| (key.into(), value.into()))
+            .take(LABELS)
+            .collect()
     }
 
     /// A job of the caller's own team.
@@ -289,6 +306,10 @@ impl Visit<'_> {
         }
     }
 }
+
+/// More labels than this are not kept of a job's metadata, nor values that are longer, in bytes: those are content.
+const LABELS: usize = 16;
+const LABEL_BYTES: usize = 512;
 
 /// What the items of a job are requests for.
 fn surface(job: &Job) -> Surface {

@@ -40,6 +40,8 @@ pub(crate) struct Errand {
     pub(crate) who: Arc<Principal>,
     /// It may wait behind everything else at a backend that can tell.
     pub(crate) background: bool,
+    /// As its job was declared.
+    pub(crate) labels: ledger::Labels,
     pub(crate) settled: Option<Settled>,
     pub(crate) request: Option<RequestId>,
 }

@@ -6,7 +6,7 @@ use metrics::{
     histogram,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Buckets for seconds, from a tenth of a millisecond to ten minutes.
@@ -210,39 +210,77 @@ impl Meters {
     }
 }
 
-/// How jobs stand, by team.
-pub(crate) fn jobs(standing: &[ledger::Standing]) {
-    describe_gauge!("tollgate_job_items_open", "items of jobs that have not ended");
-    describe_gauge!(
-        "tollgate_job_age_seconds",
-        "since the oldest job with an open item was made"
-    );
-    describe_gauge!(
-        "tollgate_job_slack_seconds",
-        "until the earliest deadline of an open item"
-    );
-    describe_gauge!(
-        "tollgate_job_items_rescued",
-        "items answered by the synchronous tier after all, within a day"
-    );
-    describe_gauge!(
-        "tollgate_job_deadlines_missed",
-        "items that ended after their deadline, within a day"
-    );
-    describe_gauge!(
-        "tollgate_job_saved_dollars",
-        "what the batch tier has saved, within a day"
-    );
-    for team in standing {
-        let labels = [("org", team.org.clone()), ("team", team.team.clone())];
-        let seconds = |us: i64| us as f64 / 1e6;
-        gauge!("tollgate_job_items_open", &labels).set(team.open as f64);
-        gauge!("tollgate_job_age_seconds", &labels).set(seconds(team.age_us));
-        gauge!("tollgate_job_slack_seconds", &labels).set(seconds(team.slack_us));
-        gauge!("tollgate_job_items_rescued", &labels).set(team.rescued as f64);
-        gauge!("tollgate_job_deadlines_missed", &labels).set(team.missed as f64);
-        gauge!("tollgate_job_saved_dollars", &labels).set(team.saved.nanos() as f64 / 1e9);
+/// How jobs stand, by team, as the store says: the same at every node.
+#[derive(Debug, Default)]
+pub(crate) struct JobMeters {
+    /// Teams that have been told of: what is no longer so is set to nothing.
+    teams: BTreeSet<(String, String)>,
+}
+
+impl JobMeters {
+    pub(crate) fn install() -> Self {
+        describe_gauge!("tollgate_job_items_open", "items of jobs that have not ended");
+        describe_gauge!(
+            "tollgate_job_age_seconds",
+            "since the oldest job with an open item was made; 0 where none is open"
+        );
+        describe_gauge!(
+            "tollgate_job_slack_seconds",
+            "until the earliest deadline of an open item, below 0 after it; 0 where none is open"
+        );
+        describe_gauge!(
+            "tollgate_job_items_rescued",
+            "items that were taken from a batch and answered by the synchronous tier, within a day"
+        );
+        describe_gauge!(
+            "tollgate_job_deadlines_missed",
+            "items that ended after their deadline without having been cancelled, within a day"
+        );
+        describe_gauge!(
+            "tollgate_job_charged_dollars",
+            "what items cost that ended within a day"
+        );
+        describe_gauge!(
+            "tollgate_job_saved_dollars",
+            "what these would have cost more at the standard tier; rescues that were dearer than a batch count against it"
+        );
+        Self::default()
     }
+
+    pub(crate) fn set(&mut self, standing: &[ledger::Standing]) {
+        let name = |team: &ledger::Standing| (team.org.clone(), team.team.clone());
+        let now: BTreeSet<_> = standing.iter().map(name).collect();
+        for (org, team) in self.teams.difference(&now) {
+            set_jobs((org, team), [0.0; 7]);
+        }
+        for team in standing {
+            let dollars = |money: exchange::Money| money.nanos() as f64 / 1e9;
+            let seconds = |us: i64| us as f64 / 1e6;
+            let values = [
+                team.open as f64,
+                seconds(team.age_us),
+                seconds(team.slack_us),
+                team.rescued as f64,
+                team.missed as f64,
+                dollars(team.charge),
+                dollars(team.saved),
+            ];
+            set_jobs((&team.org, &team.team), values);
+        }
+        self.teams.extend(now);
+    }
+}
+
+fn set_jobs((org, team): (&str, &str), values: [f64; 7]) {
+    let labels = [("org", org.to_owned()), ("team", team.to_owned())];
+    let [open, age, slack, rescued, missed, charged, saved] = values;
+    gauge!("tollgate_job_items_open", &labels).set(open);
+    gauge!("tollgate_job_age_seconds", &labels).set(age);
+    gauge!("tollgate_job_slack_seconds", &labels).set(slack);
+    gauge!("tollgate_job_items_rescued", &labels).set(rescued);
+    gauge!("tollgate_job_deadlines_missed", &labels).set(missed);
+    gauge!("tollgate_job_charged_dollars", &labels).set(charged);
+    gauge!("tollgate_job_saved_dollars", &labels).set(saved);
 }
 
 /// How rate limits are shared.

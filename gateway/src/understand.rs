@@ -5,6 +5,7 @@ use bytes::Bytes;
 use dialect::Request;
 use exchange::{Facts, Refusal, RefusalKind, Surface};
 use http::{HeaderMap, HeaderName};
+use ledger::Labels;
 
 /// Headers that reach a provider of the caller's own dialect.
 const PASSED_ON: [&str; 4] = [
@@ -33,12 +34,13 @@ pub(crate) fn understand(
             None => refusal,
         }
     })?;
-    let facts = &mut request.facts;
-    let headers = &client.session.req_header().headers;
-    for name in label_headers {
-        label(facts, headers, name);
+    let mut labels = declared(client, label_headers)?;
+    if let Some(errand) = &client.errand {
+        labels.extend(errand.labels.iter().cloned());
     }
-    for (name, value) in headers {
+    let facts = &mut request.facts;
+    declare(facts, label_headers, &labels);
+    for (name, value) in &client.session.req_header().headers {
         let Some(name) = name.as_str().strip_prefix("x-tollgate-") else {
             continue;
         };
@@ -46,27 +48,46 @@ pub(crate) fn understand(
         match name {
             "workflow" => facts.workflow = Some(value.into()),
             "deadline-ms" => facts.deadline_ms = Some(value.trim().parse().map_err(|_| unreadable(name))?),
-            _ => {
-                if let Some(tag) = name.strip_prefix("tag-") {
-                    facts.labels.push((tag.into(), value.into()));
-                }
-            }
+            _ => {}
         }
     }
     Ok(request)
 }
 
-/// The label of a header, or none: what a body says under its name does not count. A value that is no text, or long, says
-/// nothing that a condition could ask for.
-fn label(facts: &mut Facts, headers: &HeaderMap, name: &HeaderName) {
-    facts.labels.retain(|(key, _)| **key != *name.as_str());
-    let value = headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .map(str::trim);
-    if let Some(value) = value.filter(|value| value.len() <= LONGEST_LABEL) {
-        facts.labels.push((name.as_str().into(), value.into()));
+/// The labels that the head of a request declares: those of the operator's headers, and `x-tollgate-tag-*`.
+///
+/// # Errors
+/// A tag that is no text.
+pub(crate) fn declared(client: &Client, label_headers: &[HeaderName]) -> Result<Labels, Refusal> {
+    let headers = &client.session.req_header().headers;
+    let listed = label_headers.iter();
+    let mut labels: Labels = listed.filter_map(|name| label(headers, name)).collect();
+    for (name, value) in headers {
+        let name = name.as_str();
+        if let Some(tag) = name.strip_prefix("x-tollgate-tag-") {
+            let value = value.to_str();
+            let value = value.map_err(|_| unreadable(name.trim_start_matches("x-tollgate-")))?;
+            labels.push((tag.into(), value.into()));
+        }
     }
+    Ok(labels)
+}
+
+/// Puts declared labels after those of the body. What a body says under the name of an operator's header does not count.
+pub(crate) fn declare(facts: &mut Facts, label_headers: &[HeaderName], labels: &Labels) {
+    let is_listed = |key: &str| label_headers.iter().any(|name| name.as_str() == key);
+    facts.labels.retain(|(key, _)| !is_listed(key));
+    for label in labels {
+        if !facts.labels.contains(label) {
+            facts.labels.push(label.clone());
+        }
+    }
+}
+
+/// The label of a header, or none. A value that is no text, or long, says nothing that a condition could ask for.
+fn label(headers: &HeaderMap, name: &HeaderName) -> Option<(Box<str>, Box<str>)> {
+    let value = headers.get(name)?.to_str().ok()?.trim();
+    (value.len() <= LONGEST_LABEL).then(|| (name.as_str().into(), value.into()))
 }
 
 fn unreadable(name: &str) -> Refusal {
@@ -108,8 +129,12 @@ mod tests {
             if let Some(value) = value {
                 headers.insert("X-Customer", value.parse().unwrap());
             }
-            label(&mut facts, &headers, &HeaderName::from_static("x-customer"));
+            let name = [HeaderName::from_static("x-customer")];
+            let labels: Labels = label(&headers, &name[0]).into_iter().collect();
+            declare(&mut facts, &name, &labels);
+            declare(&mut facts, &name[..0], &labels);
             assert_eq!(facts.label("task"), Some("a"));
+            assert_eq!(facts.labels.len(), 1 + labels.len(), "each once");
             facts.label("x-customer").map(str::to_owned)
         };
         assert_eq!(facts(Some(" silver ")).as_deref(), Some("silver"));

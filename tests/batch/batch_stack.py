@@ -6,12 +6,15 @@ import urllib.request
 from live import BIN, Process, rows
 
 KEY = "tg_a_key_for_the_batch_tests_0123456789"
+# Of other teams.
+KEYS = {"one": KEY, "two": KEY + "_two", "three": KEY + "_three"}
 
 # (dialect of the provider, what its items do)
 MODELS = {
     "ob": ["fake-batch300", "fake-batch900-n6", "fake-bexpires-batch300-bpart50", "fake-bfails", "fake-bnever-batch400-bpart50",
            "fake-batch300-failfirst1", "fake-batch300-400", "fake-batch200-n10-in10",
-           "fake-batch300-n7-in11", "fake-batch8000-bdeaf-n7-in11", "fake-bexpires-batch300-bpart50-n7-in11"],
+           "fake-batch300-n7-in11", "fake-batch8000-bdeaf-n7-in11", "fake-bexpires-batch300-bpart50-n7-in11",
+           "fake-ttft2500-n5-in9"],
     "fx": ["fake-n5-in9-x2", "fake-flexbusy2-n5-in9", "fake-noflex-n5-in9", "fake-flexbusy1000-n5-in9"],
     "ab": ["fake-batch300-x1", "fake-batch300-400-x1", "fake-bnever-batch400-bpart50-x1"],
     "gb": ["fake-batch300-n5-think3-in11-x4", "fake-batch300-tools-x4", "fake-batch300-400-x4", "fake-batch300-failfirst1-x4",
@@ -30,9 +33,11 @@ providers:
   lo: {{dialect: openai_chat, base_url: "{local}/v1", credential: "file:credential"}}
 accounts:
   acme:
-    budgets: [{{limit_dollars: "{budget}", per: total}}]
+    budgets: [{{limit_dollars: "{budget}", per: total}}{budgets}]
     teams:
       one: {{keys: {{tests: {{hash: "sha256:{hash}"}}}}}}
+      two: {{keys: {{tests: {{hash: "sha256:{hash_two}"}}}}}}
+      three: {{keys: {{tests: {{hash: "sha256:{hash_three}"}}}}}}
 prices:
 {prices}
 batch:
@@ -43,8 +48,10 @@ batch:
   rescue_call_ms: 500
   cancel_ms: 500
   over_budget: {over_budget}
+  start_timeout_ms: {start_timeout_ms}
   webhook_hosts: ["127.0.0.1"]
 log: {{filter: "warn,tollgate=info"}}
+{more}
 """
 
 
@@ -55,7 +62,8 @@ class Gateway:
         self.folder = folder
         self.processes = []
         self.fake = self.start(BIN / "fake-provider", "listening on ")
-        self.settings = {"budget": "100", "gather_ms": 100, "flex_again_ms": 30000, "over_budget": "refuse", "local": self.fake} | settings
+        self.settings = {"budget": "100", "gather_ms": 100, "flex_again_ms": 30000, "over_budget": "refuse", "local": self.fake,
+                         "budgets": "", "more": "", "start_timeout_ms": 90000} | settings
         (folder / "credential").write_text("sk-fake-credential")
         (folder / "content").write_text("a content key of some length")
         lines = ["version: 1", "deployments:"]
@@ -67,16 +75,16 @@ class Gateway:
                 prices.append(entry + 'input_per_mtok: "1000", output_per_mtok: "2000"}')
                 prices.append(entry + 'service_tier: flex, input_per_mtok: "500", output_per_mtok: "1000"}')
                 prices.append(entry + 'service_tier: batch, input_per_mtok: "500", output_per_mtok: "1000"}')
-        lines += ["  - {id: local, provider: lo, model: smollm2-135m-instruct, class: local}"]
+        lines += ["  - {id: local, provider: lo, model: smollm2-135m-instruct, class: local, data_classes: [secret]}"]
         prices.append('  - {model: smollm2-135m-instruct, input_per_mtok: "0.1", output_per_mtok: "0.1"}')
-        lines += ["routes:", "  - {name: all, prefer: [fake-batch300]}", "workflows:",
+        lines += ["routes:", "  - {name: secrets, when: {label: {data_class: secret}}, prefer: [local]}", "  - {name: all, prefer: [fake-batch300]}", "workflows:",
                   "  - {name: nightly, owner: one, value: low, latency: batch, value_per_success: \"1\"}",
                   "  - {name: patient, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 30}}",
                   "  - {name: hurried, owner: one, value: low, latency: batch, value_per_success: \"1\", defer: {wait_s: 1}}",
                   "  - {name: posted, owner: one, value: low, latency: deferred, value_per_success: \"1\", defer: {wait_s: 0}}"]
         (folder / "policy.yaml").write_text("\n".join(lines) + "\n")
-        digest = hashlib.sha256(KEY.encode()).hexdigest()
-        config = CONFIG.format(fake=self.fake, hash=digest, prices="\n".join(prices), **self.settings)
+        hashes = {f"hash_{team}".removesuffix("_one"): hashlib.sha256(key.encode()).hexdigest() for team, key in KEYS.items()}
+        config = CONFIG.format(fake=self.fake, prices="\n".join(prices), **hashes, **self.settings)
         (folder / "tollgate.yaml").write_text(config)
         self.run()
 

@@ -308,7 +308,8 @@ accounts:
     budgets: [{{limit_dollars: "1000", per: total}}]
     teams: {{crash: {{keys: {{tests: {{hash: "sha256:{hash}"}}}}}}}}
 prices:
-{prices}batch: {{content_key: "file:content", poll_ms: 40, gather_ms: 50, rescue_call_ms: 2000, cancel_ms: 1000}}
+{prices}batch: {{content_key: "file:content", poll_ms: 40, gather_ms: 50, rescue_call_ms: 2000, cancel_ms: 1000, start_timeout_ms: 5000}}
+limits: {{budget_wait_ms: 500}}
 "#
     );
     for (name, text) in [

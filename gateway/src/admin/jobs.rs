@@ -9,6 +9,7 @@ use ledger::{Job, Tally, Waitable};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 const DAY_US: i64 = 86_400_000_000;
 
@@ -40,7 +41,11 @@ pub(super) struct JobView {
     kind: &'static str,
     account: String,
     state: String,
+    /// What it was declared to be.
+    labels: BTreeMap<String, String>,
     items: i64,
+    /// Items that have ended.
+    done: i64,
     /// Items by state.
     by_state: Value,
     rescued: i64,
@@ -70,7 +75,13 @@ fn view(job: &Job, tally: &Tally) -> JobView {
         kind: job.kind.as_str(),
         account: job.account.to_string(),
         state: job.state.clone(),
+        labels: job
+            .labels
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect(),
         items: job.total,
+        done: tally.by_state.values().sum::<i64>() - tally.open(),
         by_state: json!(tally.by_state),
         rescued: tally.rescued,
         missed: tally.late,
@@ -127,10 +138,16 @@ pub(super) async fn cancel(call: Call, _: Nothing) -> Answer<JobView> {
     read(call, Nothing {}).await
 }
 
-/// What waits for a batch is answered by the synchronous tier instead. What a provider has already stays there.
+/// What waits for a batch, or is in one, is answered by the synchronous tier instead. What a provider answers of it all the
+/// same is charged too.
 pub(super) async fn rescue(call: Call, _: Nothing) -> Answer<JobView> {
     let job = found(&call).await?;
-    call.gateway.batch.jobs.rescue(&job.id).await?;
+    if job.ended_us > 0 || job.state != "running" {
+        let message = format!("the job is {}: nothing of it waits", job.state);
+        return Err(Problem::new(409, "ended", message));
+    }
+    let jobs = &call.gateway.batch.jobs;
+    jobs.rescue(&job.id, "it was rescued by hand").await?;
     call.gateway.batch.wake();
     read(call, Nothing {}).await
 }

@@ -5,15 +5,17 @@ use crate::clock;
 use crate::config::batch::BatchApi;
 use crate::fleet::Deployment;
 use crate::gateway::Gateway;
-use crate::rule::{Moment, Ruled, rule};
+use crate::rule::{Moment, Ruled, Unruled, rule};
+use crate::rules::Rules;
+use crate::understand::declare;
 use ::batch::{Offer, Way, choose};
 use bytes::Bytes;
 use dialect::{Request, Target};
 use exchange::{
     BackendClass, Dialect, Envelope, Money, Refusal, RefusalKind, ServiceTier, Surface, ThinkingNote,
-    TokenClass, Usage, UsageSource,
+    TokenClass, Usage, UsageSource, Verdict,
 };
-use ledger::{JobKind, NewItem, Principal};
+use ledger::{JobKind, Labels, NewItem, Principal};
 use std::sync::Arc;
 
 /// What a model is believed to produce at most that has no limit of its own and was given none.
@@ -27,16 +29,21 @@ pub(super) struct Admitted {
     pub(super) index: usize,
 }
 
-/// Reads a body and lets the policy rule. `workflow`: whose work it was said to be.
+/// A body, and what its job says of it.
+pub(super) struct Said<'a> {
+    pub(super) surface: Surface,
+    pub(super) body: Bytes,
+    pub(super) workflow: Option<&'a str>,
+    pub(super) labels: &'a Labels,
+}
+
+/// Reads a body and lets the policy rule.
 ///
 /// # Errors
 /// It is no request, or nobody may serve it.
-pub(super) fn admit(
-    gateway: &Gateway,
-    who: &Principal,
-    (surface, body, workflow): (Surface, Bytes, Option<&str>),
-) -> Result<Admitted, Refusal> {
-    let mut request = dialect::read_surface(surface, body).map_err(|error| {
+pub(super) fn admit(gateway: &Gateway, who: &Principal, said: Said<'_>) -> Result<Admitted, Refusal> {
+    let surface = said.surface;
+    let mut request = dialect::read_surface(surface, said.body).map_err(|error| {
         let refusal = Refusal::new(RefusalKind::InvalidRequest, error.message);
         match error.param {
             Some(param) => refusal.param(param),
@@ -48,22 +55,10 @@ pub(super) fn admit(
             Refusal::new(RefusalKind::InvalidRequest, "`stream` makes no sense in a batch").param("stream"),
         );
     }
-    request.facts.workflow = workflow.map(Into::into);
+    request.facts.workflow = said.workflow.map(Into::into);
+    declare(&mut request.facts, &gateway.config.label_headers, said.labels);
     let rules = gateway.rules.now();
-    let mut offers = rules.fleet.offers(&request.facts);
-    // What is down or full now need not be when it comes to this item.
-    offers.iter_mut().for_each(|offer| offer.available = true);
-    let now = clock::unix_us();
-    let envelope = Envelope {
-        granted: Money::MAX,
-        remaining: Money::MAX,
-    };
-    let moment = Moment {
-        unix_s: now / 1_000_000,
-        seed: clock::new_request(now).1,
-    };
-    let ruled = rule((&rules, gateway), (who, &request), &mut offers, envelope, moment)
-        .map_err(|unruled| unruled.refusal)?;
+    let ruled = ruled((gateway, &rules), who, &request).map_err(|unruled| unruled.refusal)?;
     let index = ruled.decision.plan.first().index;
     let dialect = rules.fleet.get(index).upstream.settings.dialect;
     if surface.is_plain() && dialect != Dialect::OpenaiChat {
@@ -114,6 +109,53 @@ pub(super) fn batched(admitted: &Admitted, deployment: &Deployment, model: &str)
     };
     let encoded = dialect::encode(&admitted.request, &target).map_err(|error| error.to_string())?;
     Remote::new(&deployment.upstream, api, model).item(encoded.body)
+}
+
+fn ruled((gateway, rules): (&Gateway, &Rules), who: &Principal, request: &Request) -> Result<Ruled, Unruled> {
+    let mut offers = rules.fleet.offers(&request.facts);
+    // What is down or full now need not be when it comes to this item.
+    offers.iter_mut().for_each(|offer| offer.available = true);
+    let now = clock::unix_us();
+    let envelope = Envelope {
+        granted: Money::MAX,
+        remaining: Money::MAX,
+    };
+    let moment = Moment {
+        unix_s: now / 1_000_000,
+        seed: clock::new_request(now).1,
+    };
+    rule((rules, gateway), (who, request), &mut offers, envelope, moment)
+}
+
+/// Whether a deployment may not serve a request at all, rather than that the policy prefers others.
+pub(super) fn is_barred(
+    (gateway, who): (&Gateway, &Principal),
+    admitted: &mut Admitted,
+    deployment: &Deployment,
+) -> bool {
+    let verdict = |ruled: &Ruled| {
+        let mut entries = ruled.decision.trace.entries.iter();
+        let entry = entries.find(|entry| entry.deployment == deployment.id);
+        entry.map_or(Verdict::Unavailable, |entry| entry.verdict)
+    };
+    let is_no = |verdict| {
+        matches!(
+            verdict,
+            Verdict::NotGranted | Verdict::Forbidden | Verdict::WrongRegion | Verdict::WrongDataClass
+        )
+    };
+    match verdict(&admitted.ruled) {
+        // It was not looked at: what would be ruled on who asks for it by its name?
+        Verdict::NotPreferred | Verdict::WrongModel => {
+            let named = (&*deployment.model).into();
+            let asked = std::mem::replace(&mut admitted.request.facts.model, named);
+            let rules = gateway.rules.now();
+            let again = ruled((gateway, &rules), who, &admitted.request);
+            admitted.request.facts.model = asked;
+            again.map_or(true, |ruled| is_no(verdict(&ruled)))
+        }
+        verdict => is_no(verdict),
+    }
 }
 
 /// The most output that an item may have at a deployment.
@@ -246,7 +288,17 @@ pub(super) fn item(
             Money::ZERO
         },
         input: Some(input),
+        decision: kept(gateway, &admitted.ruled),
     })
+}
+
+/// What the ledger keeps of a decision, where it does.
+fn kept(gateway: &Gateway, ruled: &Ruled) -> Option<Box<str>> {
+    let recorded = ruled
+        .recorded
+        .as_deref()
+        .filter(|_| gateway.config.keeps_decisions)?;
+    serde_json::to_string(recorded).ok().map(Into::into)
 }
 
 /// Where an item waits for company: a provider's batch is of one deployment and one endpoint. Chat completions and

@@ -12,7 +12,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use dialect::Request;
 use exchange::{LatencyTier, Money, Refusal, RefusalKind, RequestId};
-use ledger::{Job, Principal};
+use ledger::{Job, Labels, Principal};
 use pingora_http::ResponseHeader;
 use router_policies::{Policy, Situation};
 use serde_json::Value;
@@ -88,7 +88,8 @@ pub(crate) async fn defer(
         webhook: String::new(),
         idempotency: client.header("idempotency-key").unwrap_or_default().to_owned(),
     };
-    let (desk, job) = match begin(gateway, client, who, asked).await {
+    let labels = request.facts.labels.clone();
+    let (desk, job) = match begin((gateway, labels), client, who, asked).await {
         Ok(begun) => begun,
         // Who did not ask to wait is not refused what can be had at once: a token ends before a job does, and jobs need
         // the store.
@@ -100,7 +101,7 @@ pub(crate) async fn defer(
 }
 
 async fn begin(
-    gateway: &Arc<Gateway>,
+    (gateway, labels): (&Arc<Gateway>, Labels),
     client: &Client,
     who: &Arc<Principal>,
     asked: Asked,
@@ -108,6 +109,7 @@ async fn begin(
     let desk = Desk {
         gateway: gateway.clone(),
         workflow: declared(client, who),
+        labels,
         who: who.clone(),
         key_hash: key_hash(gateway, client)?.to_hex(),
     };

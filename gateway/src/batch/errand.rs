@@ -6,7 +6,7 @@ use crate::settle::Settled;
 use crate::upstream::exchange_http1;
 use bytes::Bytes;
 use exchange::{RequestId, Surface};
-use ledger::Principal;
+use ledger::{Labels, Principal};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub(super) struct Call {
     pub(super) patience: Duration,
     /// As its job was declared.
     pub(super) workflow: Option<Arc<str>>,
+    pub(super) labels: Labels,
 }
 
 /// What came of it.
@@ -54,6 +55,7 @@ pub(super) async fn call(gateway: &Arc<Gateway>, call: Call) -> Answered {
     let errand = Errand {
         who: call.who,
         background: call.background,
+        labels: call.labels,
         settled: None,
         request: None,
     };

@@ -70,9 +70,11 @@ pub(super) async fn create(visit: &mut Visit<'_>) -> Result<Reply, Refusal> {
     job.state = "starting".into();
     job.input = file.id.clone();
     job.name = ask.completion_window;
-    job.metadata = ask
-        .metadata
-        .map_or_else(|| "null".into(), |metadata| Value::Object(metadata).to_string());
+    let metadata = ask.metadata.map_or(Value::Null, Value::Object);
+    job.metadata = metadata.to_string();
+    // The file was ruled on by its own.
+    job.labels.splice(0..0, desk.labels_in(&metadata));
+    job.labels.splice(0..0, file.labels.iter().cloned());
     job.deadline_us = job.created_us + window;
     job.total = file.total;
     job.bytes = file.bytes;

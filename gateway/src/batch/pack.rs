@@ -4,7 +4,7 @@
 //! The one step that cannot be undone is the making of the batch: `creating` is written before it, and whoever finds a
 //! pack in that state looks for its batch at the provider before making another.
 
-use super::admit::{admit, batched, holder, way};
+use super::admit::{Said, admit, batched, holder, is_barred, way};
 use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing, Wanted};
 use super::surface;
 use super::take::INPUTS;
@@ -12,6 +12,7 @@ use crate::clock;
 use crate::fleet::Deployment;
 use crate::gateway::Gateway;
 use crate::rules::Rules;
+use crate::understand::declare;
 use ::batch::{Flight, Verdict, Way, watch};
 use bytes::Bytes;
 use exchange::{
@@ -48,6 +49,19 @@ pub(super) enum WorkError {
     TakenOver,
     #[error("the deployment {0} is gone from the policy, or its provider has no batch API any more")]
     NoDeployment(String),
+}
+
+/// Why an item does not go with its pack.
+enum Unsent {
+    /// Another deployment may serve it: its batch was declared to be what its file was not, or the policy has changed.
+    Barred,
+    Wrong(String),
+}
+
+impl From<String> for Unsent {
+    fn from(problem: String) -> Self {
+        Self::Wrong(problem)
+    }
 }
 
 /// A pack and all that is needed to work on it.
@@ -219,7 +233,11 @@ impl Work<'_> {
                         body,
                     });
                 }
-                Err(problem) => ends.push(ItemEnd {
+                Err(Unsent::Barred) => ends.push(ItemEnd::rescue(
+                    item,
+                    "the policy does not let its batch serve it",
+                )),
+                Err(Unsent::Wrong(problem)) => ends.push(ItemEnd {
                     status: 400,
                     problem,
                     ..ItemEnd::free(item, "errored")
@@ -240,22 +258,30 @@ impl Work<'_> {
         Ok(job)
     }
 
-    async fn encode(&mut self, item: &StoredItem) -> Result<Result<(Bytes, u32), String>, WorkError> {
+    async fn encode(&mut self, item: &StoredItem) -> Result<Result<(Bytes, u32), Unsent>, WorkError> {
         let Some(job) = self.job(&item.job).await? else {
-            return Ok(Err("its job is gone".into()));
+            return Ok(Err(Unsent::Wrong("its job is gone".into())));
         };
         Ok(self.encode_of(&job, item))
     }
 
     /// The body, and the texts to embed in it.
-    fn encode_of(&self, job: &Job, item: &StoredItem) -> Result<(Bytes, u32), String> {
+    fn encode_of(&self, job: &Job, item: &StoredItem) -> Result<(Bytes, u32), Unsent> {
         let deployment = self.deployment().map_err(|error| error.to_string())?;
-        let who = holder(self.gateway, &job.key_hash).ok_or("the key that made the job is no longer good")?;
+        let who = holder(self.gateway, &job.key_hash)
+            .ok_or_else(|| "the key that made the job is no longer good".to_owned())?;
         let body = open(self.gateway, item.input.as_deref())?;
-        let workflow = job.account.workflow.as_deref();
-        let admitted =
-            admit(self.gateway, &who, (surface(job), body, workflow)).map_err(|refusal| refusal.message)?;
-        let body = batched(&admitted, deployment, &self.pack.model)?;
+        let said = Said {
+            surface: surface(job),
+            body,
+            workflow: job.account.workflow.as_deref(),
+            labels: &job.labels,
+        };
+        let mut admitted = admit(self.gateway, &who, said).map_err(|refusal| refusal.message)?;
+        if is_barred((self.gateway, &who), &mut admitted, deployment) {
+            return Err(Unsent::Barred);
+        }
+        let body = batched(&admitted, deployment, &self.pack.model).map_err(Unsent::Wrong)?;
         Ok((body, admitted.request.inputs()))
     }
 
@@ -301,7 +327,10 @@ impl Work<'_> {
             config.give_up,
             self.pack.now_us,
         );
-        let unwanted = batch.jobs.unwanted(&self.pack.id).await?;
+        let (open, unwanted) = batch.jobs.open(&self.pack.id).await?;
+        if open == 0 {
+            return self.rescue("all of it was rescued by hand").await;
+        }
         let is_unwanted = unwanted > 0 && unwanted * 2 >= self.pack.items && !self.pack.cancelling;
         match verdict {
             Verdict::Rescue => self.rescue("it would have come too late").await,
@@ -335,7 +364,7 @@ impl Work<'_> {
         for item in &items {
             ends.push(match self.is_cancelling(&item.job).await? {
                 true => ItemEnd::free(item, "cancelled"),
-                false => rescued(item, why),
+                false => ItemEnd::rescue(item, why),
             });
         }
         self.gateway.batch.jobs.settle(&ends).await?;
@@ -373,18 +402,8 @@ impl Work<'_> {
             }
         };
         self.remote()?.results(&places, found).await?;
-        let left = if answers.is_empty() {
-            Vec::new()
-        } else {
-            self.gateway.batch.jobs.left(&self.pack).await?
-        };
-        for item in &left {
-            if let Some(body) = answers.remove(&wire_id(&self.pack.id, item)) {
-                self.stray(item, body).await?;
-            }
-        }
-        if !answers.is_empty() {
-            let count = answers.len();
+        let count = self.strays(answers).await?;
+        if count > 0 {
             tracing::error!(
                 pack = self.pack.id,
                 count,
@@ -392,6 +411,20 @@ impl Work<'_> {
             );
         }
         self.save("void", 0, 0).await
+    }
+
+    /// Charges what a batch answered, by the names of items there, that was no longer waited for. Returns how many answers
+    /// there are of items that were not given up.
+    async fn strays(&mut self, mut answers: HashMap<String, Bytes>) -> Result<usize, WorkError> {
+        if answers.is_empty() {
+            return Ok(0);
+        }
+        for item in &self.gateway.batch.jobs.left(&self.pack).await? {
+            if let Some(body) = answers.remove(&wire_id(&self.pack.id, item)) {
+                self.stray(item, body).await?;
+            }
+        }
+        Ok(answers.len())
     }
 
     async fn stray(&mut self, item: &StoredItem, body: Bytes) -> Result<(), WorkError> {
@@ -409,14 +442,21 @@ impl Work<'_> {
                 None
             }
         };
-        let Some(mut record) = record else { return Ok(()) };
+        match record {
+            Some(record) => self.late(item, record).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Charges an answer that came after its item was given up.
+    async fn late(&self, item: &StoredItem, mut record: Record) -> Result<(), WorkError> {
         record.ending = Ending::ClientGone;
         for attempt in &mut record.attempts {
             attempt.outcome = AttemptOutcome::Cancelled;
         }
         let charge = record.total();
         if self.gateway.batch.jobs.stray(item, &record).await? {
-            tracing::warn!(job = job.id, item.number, %charge, "a batch answered an item after it was given up");
+            tracing::warn!(job = item.job, item.number, %charge, "a batch answered an item after it was given up");
         }
         Ok(())
     }
@@ -434,23 +474,40 @@ impl Work<'_> {
             .map(|(at, item)| (wire_id(&self.pack.id, item), at))
             .collect();
         let mut outcomes: Vec<Option<Outcome>> = items.iter().map(|_| None).collect();
-        let found = |custom_id: &str, outcome: Outcome| {
-            if let Some(at) = by_id.get(custom_id) {
-                outcomes[*at] = Some(outcome);
+        let mut answers = HashMap::new();
+        let found = |custom_id: &str, outcome: Outcome| match (by_id.get(custom_id), outcome) {
+            (Some(at), outcome) => outcomes[*at] = Some(outcome),
+            (None, Outcome::Answered(200, body)) => {
+                answers.insert(custom_id.to_owned(), body);
             }
+            (None, _) => {}
         };
         self.remote()?.results(places, found).await?;
-        let mut ends = Vec::with_capacity(CHUNK);
-        for (item, outcome) in items.iter().zip(outcomes) {
-            ends.push(self.end(item, outcome.unwrap_or(Outcome::Expired)).await?);
-            if ends.len() == CHUNK {
-                self.gateway.batch.jobs.settle(&ends).await?;
-                ends.clear();
+        // What was settled before is among them, too, where a node ended in the middle of this.
+        self.strays(answers).await?;
+        let mut outcomes = outcomes.into_iter();
+        for items in items.chunks(CHUNK) {
+            let mut ends = Vec::with_capacity(items.len());
+            for (item, outcome) in items.iter().zip(outcomes.by_ref()) {
+                ends.push(self.end(item, outcome.unwrap_or(Outcome::Expired)).await?);
             }
+            self.settle(items, ends).await?;
         }
-        self.gateway.batch.jobs.settle(&ends).await?;
         self.save("settled", 0, 0).await?;
         self.gateway.batch.wake.notify_one();
+        Ok(())
+    }
+
+    async fn settle(&self, items: &[StoredItem], ends: Vec<ItemEnd>) -> Result<(), WorkError> {
+        if self.gateway.batch.jobs.settle(&ends).await? == ends.len() {
+            return Ok(());
+        }
+        // Some were rescued by hand while their answers were fetched. What was charged already is not charged again.
+        for (item, end) in items.iter().zip(ends) {
+            if let Some(record) = end.record {
+                self.late(item, record).await?;
+            }
+        }
         Ok(())
     }
 
@@ -518,7 +575,7 @@ impl Work<'_> {
         }
         Ok(ItemEnd {
             way: Some(if next == Way::Batch { Way::Standard } else { next }.as_str()),
-            ..rescued(item, why)
+            ..ItemEnd::rescue(item, why)
         })
     }
 
@@ -528,6 +585,11 @@ impl Work<'_> {
         let input = open(self.gateway, item.input.as_deref())?;
         let mut request = dialect::read_surface(surface(job), input).map_err(|error| error.message)?;
         request.received_unix_s = clock::unix_us() / 1_000_000;
+        declare(
+            &mut request.facts,
+            &self.gateway.config.label_headers,
+            &job.labels,
+        );
         let from = deployment.upstream.settings.dialect;
         let (out, progress) =
             dialect::read_answer(&request, from, body).map_err(|error| error.to_string())?;
@@ -547,6 +609,7 @@ impl Work<'_> {
             saved: standard.minus(total),
             request: Some(id),
             record: Some(record),
+            decision: item.decision.as_deref().map(Into::into),
             ..ItemEnd::free(item, "succeeded")
         })
     }
@@ -635,16 +698,6 @@ impl Work<'_> {
         }
         let state = self.pack.state.clone();
         self.save(&state, back_off.min(LONGEST_BACK_OFF_US), 0).await
-    }
-}
-
-/// An item that the synchronous tier is to answer.
-fn rescued(item: &StoredItem, why: &str) -> ItemEnd {
-    ItemEnd {
-        way: Some(Way::Standard.as_str()),
-        rescue: true,
-        problem: why.into(),
-        ..ItemEnd::free(item, "queued")
     }
 }
 

@@ -110,6 +110,7 @@ pub(super) async fn make(desk: &Desk, asked: Asked) -> Result<(Job, bool), Refus
     let mut job = blank(desk, (fresh("job_"), JobKind::Request), asked.surface);
     job.deadline_us = asked.deadline_us;
     job.metadata = asked.metadata.to_string();
+    job.labels.splice(0..0, desk.labels_in(&asked.metadata));
     job.webhook = asked.webhook;
     job.idempotency = asked.idempotency;
     if !job.idempotency.is_empty() {

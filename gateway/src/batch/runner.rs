@@ -8,7 +8,7 @@ use super::pack::{self, LEASE_US, open, seal};
 use super::{surface, take, webhook};
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::telemetry;
+use crate::telemetry::JobMeters;
 use ::batch::{Caps, Pending, Summary, Way, cut, flush};
 use bytes::Bytes;
 use exchange::{Money, ServiceTier};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// The longest that nothing is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -27,11 +27,10 @@ const PACKS: usize = 8;
 const CALL_LEASE_US: i64 = 20 * 60_000_000;
 /// How often an item is called for.
 const TRIES: i64 = 6;
-/// Looks between two looks at what is left over.
-const UPKEEP: u32 = 20;
-/// A job that is still being received after the first of these was given up by its caller; one that is still starting
-/// after the second was left by a node that ended.
-const ABANDONED_US: (i64, i64) = (3_600_000_000, 90_000_000);
+/// The longest between two looks at what is left over.
+const UPKEEP: Duration = Duration::from_secs(10);
+/// A job that is still being received after this was given up by its caller.
+const ABANDONED_US: i64 = 3_600_000_000;
 /// Packs are remembered for so long, for what they tell of a provider.
 const PACKS_KEPT_US: i64 = 7 * 24 * 3_600_000_000;
 
@@ -41,7 +40,9 @@ pub(crate) async fn run(gateway: Arc<Gateway>, mut stop: watch::Receiver<bool>) 
         tracing::warn!(%error, "what an earlier process worked on is free only when its time is over");
     }
     let (mut packs, mut calls) = (JoinSet::new(), JoinSet::new());
-    let mut looks = 0u32;
+    let every = UPKEEP.min(gateway.config.batch.start_timeout / 4);
+    let mut due = Instant::now() + every;
+    let mut meters = JobMeters::install();
     loop {
         tokio::select! {
             biased;
@@ -52,9 +53,9 @@ pub(crate) async fn run(gateway: Arc<Gateway>, mut stop: watch::Receiver<bool>) 
         while packs.try_join_next().is_some() {}
         while calls.try_join_next().is_some() {}
         let looked = look(&gateway, &mut packs, &mut calls).await;
-        looks += 1;
-        let kept = if looks.is_multiple_of(UPKEEP) {
-            upkeep(&gateway).await
+        let kept = if Instant::now() >= due {
+            due = Instant::now() + every;
+            upkeep(&gateway, &mut meters).await
         } else {
             Ok(())
         };
@@ -196,6 +197,7 @@ async fn answer(gateway: &Arc<Gateway>, item: &StoredItem) -> Result<ItemEnd, St
             background: way == Way::Local,
             patience: patience(gateway, item, way),
             workflow: job.account.workflow.clone(),
+            labels: job.labels.clone(),
         },
     )
     .await;
@@ -315,12 +317,13 @@ fn sums(gateway: &Gateway, answered: &Answered) -> (Money, Money) {
 }
 
 /// What nobody else sees to.
-async fn upkeep(gateway: &Arc<Gateway>) -> Result<(), StoreError> {
-    for job in gateway.batch.jobs.left_over(ABANDONED_US).await? {
+async fn upkeep(gateway: &Arc<Gateway>, meters: &mut JobMeters) -> Result<(), StoreError> {
+    let start_us = i64::try_from(gateway.config.batch.start_timeout.as_micros()).unwrap_or(i64::MAX / 4);
+    for job in gateway.batch.jobs.left_over((ABANDONED_US, start_us)).await? {
         gateway.ledger.release_job(&job).await?;
     }
     gateway.batch.jobs.purge(PACKS_KEPT_US).await?;
-    telemetry::jobs(&gateway.batch.jobs.standing().await?);
+    meters.set(&gateway.batch.jobs.standing().await?);
     gateway.batch.vault.sweep();
     Ok(())
 }

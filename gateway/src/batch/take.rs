@@ -1,6 +1,6 @@
 //! Taking a job: its items stored as they come, its money held, and then it runs.
 
-use super::admit::{admit, item};
+use super::admit::{Said, admit, item};
 use super::{Desk, store_error};
 use crate::clock;
 use crate::refuse::denied;
@@ -8,7 +8,6 @@ use bytes::Bytes;
 use exchange::{AccountPath, Money, Refusal, RefusalKind, Surface};
 use ledger::{Ask, Denied, Job, JobKind, NewItem};
 use std::collections::HashSet;
-use std::time::Duration;
 
 /// Items and bytes that are held in memory before they go to the store.
 const CHUNK_ITEMS: usize = 500;
@@ -64,6 +63,7 @@ pub(super) fn blank(desk: &Desk, (id, kind): (String, JobKind), surface: Surface
         input: String::new(),
         name: String::new(),
         metadata: "null".into(),
+        labels: desk.labels.clone(),
         webhook: String::new(),
         idempotency: String::new(),
         total: 0,
@@ -142,14 +142,25 @@ impl Taking {
         }
         let size = body.len();
         let when = (self.job.created_us, self.job.deadline_us);
-        let workflow = self.job.account.workflow.as_deref();
-        let read = admit(&desk.gateway, &desk.who, (self.surface, body, workflow));
+        let said = Said {
+            surface: self.surface,
+            body,
+            workflow: self.job.account.workflow.as_deref(),
+            labels: &self.job.labels,
+        };
+        let read = admit(&desk.gateway, &desk.who, said);
         if let Ok(admitted) = &read {
             self.inputs += u64::from(admitted.request.inputs());
             if self.inputs > INPUTS {
                 self.mistake(at, &format!("a batch has at most {INPUTS} texts to embed"));
                 return Ok(());
             }
+        }
+        if self.job.kind == JobKind::Request
+            && let Ok(admitted) = &read
+        {
+            // A job of one request is what its body says it is, too.
+            self.job.labels.clone_from(&admitted.request.facts.labels);
         }
         let kind = self.job.kind;
         match read.and_then(|admitted| item(&desk.gateway, (&admitted, kind), (self.count, custom_id), when))
@@ -197,18 +208,11 @@ impl Taking {
             self.abandon(desk, &message).await;
             return Err(Refusal::new(RefusalKind::InvalidRequest, message));
         }
-        let stored = desk
-            .jobs()
-            .received(
-                &self.job.id,
-                (state, &self.job.endpoint),
-                (self.count, self.bytes),
-            )
-            .await;
-        stored.map_err(|error| store_error(&error))?;
         self.job.total = self.count;
         self.job.bytes = self.bytes;
         self.job.state = state.into();
+        let stored = desk.jobs().received(&self.job).await;
+        stored.map_err(|error| store_error(&error))?;
         Ok(self.job)
     }
 
@@ -261,8 +265,8 @@ async fn held(desk: &Desk, job: &Job, file: &str) -> Result<i64, Refusal> {
             want: Money::ZERO,
             least: Money::ZERO,
             workflow: job.account.workflow.as_ref(),
-            labels: &[],
-            patience: desk.gateway.config.limits.budget_wait.min(Duration::from_secs(5)),
+            labels: &job.labels,
+            patience: desk.gateway.config.batch.budget_wait,
             now_unix_us: clock::unix_us(),
         };
         let refused = match desk.gateway.ledger.escrow(&desk.who, job, &needs, ask).await {

@@ -101,6 +101,7 @@ async fn send(gateway: &Arc<Gateway>, job: &Job) -> Result<(), String> {
     let desk = Desk {
         gateway: gateway.clone(),
         workflow: job.account.workflow.clone(),
+        labels: job.labels.clone(),
         who: Arc::new(Principal::of(job.account.clone())),
         key_hash: job.key_hash.clone(),
     };

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// The shortest content key that is accepted, in characters.
 const CONTENT_KEY: usize = 16;
+/// The longest that a job waits for money which others hold but have not spent.
+const BUDGET_WAIT: Duration = Duration::from_secs(5);
 
 pub(crate) use super::document::BatchApi;
 
@@ -26,6 +28,9 @@ pub(crate) struct Batch {
     pub(crate) cancel: Duration,
     /// From 0 to 1.
     pub(crate) give_up: f64,
+    /// How long a job waits for money which others hold.
+    pub(crate) budget_wait: Duration,
+    pub(crate) start_timeout: Duration,
     pub(crate) trims: bool,
     pub(crate) webhook_hosts: Vec<String>,
 }
@@ -82,7 +87,14 @@ impl BatchApi {
 }
 
 impl document::Batch {
-    pub(super) fn resolve(&self, folder: &Path, mistakes: &mut Mistakes<'_>) -> Batch {
+    /// `budget_wait`: how long any request waits for money which others hold.
+    pub(super) fn resolve(
+        &self,
+        (folder, budget_wait): (&Path, Duration),
+        mistakes: &mut Mistakes<'_>,
+    ) -> Batch {
+        let budget_wait = budget_wait.min(BUDGET_WAIT);
+        let start_timeout = self.start_timeout(budget_wait, mistakes);
         let reference = self.content_key.as_ref();
         let content_key = reference
             .and_then(|reference| mistakes.keep("batch.content_key", Secret::resolve(reference, folder)));
@@ -128,8 +140,27 @@ impl document::Batch {
             flex_again_us: micros(self.flex_again_ms),
             cancel: Duration::from_millis(self.cancel_ms),
             give_up: f64::from(self.give_up_percent.min(100)) / 100.0,
+            budget_wait,
+            start_timeout,
             trims: self.over_budget == document::OverBudget::Trim,
             webhook_hosts: self.webhook_hosts.clone(),
         }
+    }
+
+    /// A job is not given up while its gateway may be at work on it: holding its money is what takes long.
+    fn start_timeout(&self, budget_wait: Duration, mistakes: &mut Mistakes<'_>) -> Duration {
+        let start_timeout = Duration::from_millis(self.start_timeout_ms);
+        let needed = budget_wait + ledger::HAND_OVER;
+        if start_timeout <= needed {
+            mistakes.hinted(
+                "batch.start_timeout_ms",
+                format!(
+                    "must be above {}, for holding a job's money may take as long",
+                    needed.as_millis()
+                ),
+                "leave it out for 90 s; a shorter `limits.budget_wait_ms` allows less",
+            );
+        }
+        start_timeout
     }
 }

@@ -66,7 +66,10 @@ impl Document {
             redis: self.redis.resolve(folder, mistakes),
             prices: self.prices.clone(),
             price_lists,
-            batch: self.batch.resolve(folder, mistakes),
+            batch: self.batch.resolve(
+                (folder, Duration::from_millis(self.limits.budget_wait_ms)),
+                mistakes,
+            ),
             unpriced_ceiling,
             webhook: self.alerts.resolve(folder, mistakes),
             issuers: identity::issuers(&self.oidc, mistakes),

@@ -91,6 +91,14 @@ fn mistakes_are_told_with_what_to_do() {
         &["t.yaml:2:3: limits.body_mb", "did you mean `body_mib`?"],
     );
     check(
+        "batch: {start_timeout_ms: 9000}",
+        &[
+            "t.yaml:1:9: batch.start_timeout_ms",
+            "above 9000",
+            "limits.budget_wait_ms",
+        ],
+    );
+    check(
         "label_headers: [x-customer, X-Api-Key]",
         &["t.yaml:1:29: label_headers[1]", "carries a secret"],
     );

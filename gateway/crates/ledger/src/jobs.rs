@@ -16,6 +16,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often, and how long each time, the store is asked what is left of a slice that has passed to a job.
+const LOOKS: u32 = 2;
+const LOOK: Duration = Duration::from_secs(2);
+/// The longest that money takes to pass to a job once it is held.
+pub const HAND_OVER: Duration = Duration::from_secs(LOOK.as_secs() * LOOKS as u64);
+
 /// What a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobKind {
@@ -49,6 +55,9 @@ impl JobKind {
     }
 }
 
+/// Names of declared labels and their values.
+pub type Labels = Vec<(Box<str>, Box<str>)>;
+
 /// A job's row.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -66,6 +75,8 @@ pub struct Job {
     pub name: String,
     /// JSON.
     pub metadata: String,
+    /// What it was declared to be, as conditions and budgets see it.
+    pub labels: Labels,
     /// Where to tell of its end, if anywhere.
     pub webhook: String,
     pub idempotency: String,
@@ -99,6 +110,8 @@ pub struct NewItem {
     pub held: Money,
     /// Sealed.
     pub input: Option<Vec<u8>>,
+    /// What the decision on it depended on, where that is kept.
+    pub decision: Option<Box<str>>,
 }
 
 /// An item's row.
@@ -122,6 +135,7 @@ pub struct StoredItem {
     pub ended_us: i64,
     pub input: Option<Vec<u8>>,
     pub output: Option<Vec<u8>>,
+    pub decision: Option<String>,
 }
 
 /// How an item ends, or goes back to the queue.
@@ -143,6 +157,8 @@ pub struct ItemEnd {
     pub request: Option<RequestId>,
     /// To be posted with it, where a provider has answered.
     pub record: Option<Record>,
+    /// What the decision on it depended on, to be kept with the record.
+    pub decision: Option<Box<str>>,
     /// Back in the queue, it is not to be looked at before so much later, in microseconds.
     pub later_us: i64,
 }
@@ -163,7 +179,18 @@ impl ItemEnd {
             saved: Money::ZERO,
             request: None,
             record: None,
+            decision: None,
             later_us: 0,
+        }
+    }
+
+    /// Back to the queue, for the synchronous tier to answer.
+    pub fn rescue(item: &StoredItem, why: &str) -> Self {
+        Self {
+            way: Some("standard"),
+            rescue: true,
+            problem: why.into(),
+            ..Self::free(item, "queued")
         }
     }
 }
@@ -389,11 +416,11 @@ impl Ledger {
         })?;
         // The hold stays until the store has been asked what is left of this node's slice, which is then less: the first
         // answer may be to a question from before.
-        for _ in 0..2 {
+        for _ in 0..LOOKS {
             self.books().look_again(&leased);
             let answered = self.refilled();
             self.wake();
-            let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
+            let _ = tokio::time::timeout(LOOK, answered).await;
         }
         drop(reservation);
         // What this node has taken beyond the job's part goes back.

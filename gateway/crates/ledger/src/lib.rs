@@ -26,7 +26,8 @@ pub use books::Balance;
 pub use budget::{Budget, BudgetSpec, Enforcement, Increase, Scope};
 pub use ipnet::IpNet;
 pub use jobs::{
-    ItemEnd, Job, JobKind, Jobs, Need, NewItem, Pack, Pool, Standing, StoredItem, Tally, Waitable,
+    HAND_OVER, ItemEnd, Job, JobKind, Jobs, Labels, Need, NewItem, Pack, Pool, Standing, StoredItem, Tally,
+    Waitable,
 };
 pub use journal::{Fsync, JournalError};
 pub use keeper::{Leases, WhenAway};

@@ -76,6 +76,7 @@ fn job(id: &str, kind: JobKind, state: &str) -> Job {
         input: String::new(),
         name: String::new(),
         metadata: "{}".into(),
+        labels: vec![("env".into(), "prod".into())],
         webhook: String::new(),
         idempotency: String::new(),
         total: 0,
@@ -104,6 +105,7 @@ fn items(count: i64, held: i64) -> Vec<NewItem> {
         bytes: 100,
         held: Money::from_nanos(held),
         input: Some(vec![number as u8; 5]),
+        decision: Some(format!("{{\"of\":{number}}}").into()),
     };
     (1..=count).map(item).collect()
 }
@@ -171,6 +173,7 @@ fn end(job: &str, number: i64, charge: i64) -> ItemEnd {
         saved: Money::from_nanos(charge),
         request: Some(request),
         record: Some(record),
+        decision: Some(format!("{{\"of\":{number}}}").into()),
         later_us: 0,
     }
 }
@@ -191,9 +194,16 @@ async fn begin(ledger: &Ledger, who: &Principal, (count, held): (i64, i64)) -> R
     let one = job("b1", JobKind::Batch, "starting");
     assert!(jobs.create(&job("f1", JobKind::File, "receiving")).await.unwrap());
     jobs.add_items("f1", &items(count, held)).await.unwrap();
-    jobs.received("f1", ("ready", "/v1/chat/completions"), (count, count * 100))
-        .await
-        .unwrap();
+    let file = Job {
+        total: count,
+        bytes: count * 100,
+        ..job("f1", JobKind::File, "ready")
+    };
+    jobs.received(&file).await.unwrap();
+    let one = Job {
+        webhook: "sealed".into(),
+        ..one
+    };
     assert!(jobs.create(&one).await.unwrap());
     let needs = jobs.needs("f1", i64::MAX).await.unwrap();
     ledger.escrow(who, &one, &needs, ask()).await?;
@@ -274,6 +284,15 @@ async fn a_job_s_life(folder: &Path, database: Database) {
         (60, 40, 0)
     );
 
+    // Whoever is to be told of its end is told again until it is said that it was, and each time counts.
+    for tries in 1..=3 {
+        let (told, tried) = jobs.hook(HOUR_US).await.unwrap().unwrap();
+        assert_eq!((told.id.as_str(), tried), ("b1", tries));
+        assert!(jobs.hook(HOUR_US).await.unwrap().is_none(), "one at a time");
+        jobs.hooked("b1", if tries < 3 { 1 } else { 0 }).await.unwrap();
+    }
+    assert!(jobs.hook(HOUR_US).await.unwrap().is_none());
+
     // The first reading counts, and only where there is something to read.
     assert!(jobs.first_reads(HOUR_US).await.unwrap().is_empty());
     jobs.read("b1").await.unwrap();
@@ -294,6 +313,13 @@ async fn a_job_s_life(folder: &Path, database: Database) {
     assert!(
         jobs.first_reads(0).await.unwrap().is_empty(),
         "it is too long ago"
+    );
+    assert_eq!(read.labels, [("env".into(), "prod".into())]);
+    let kept = jobs.items("b1", (0, 1)).await.unwrap();
+    assert_eq!(
+        kept[0].decision.as_deref(),
+        Some("{\"of\":1}"),
+        "as in the file it was made of"
     );
     let stored = ledger.request(ends[0].request.unwrap()).await.unwrap().unwrap();
     assert_eq!(stored.total, "$0.000002");
@@ -342,7 +368,7 @@ async fn jobs_killed_while_starting(folder: &Path, database: Database) {
     tokio::time::sleep(Duration::from_millis(700)).await;
     for kind in kinds {
         let id = kind.as_str();
-        jobs.received(id, ("starting", "/v1"), (2, 10)).await.unwrap();
+        jobs.received(&job(id, kind, "starting")).await.unwrap();
         let needs = jobs.needs(id, i64::MAX).await.unwrap();
         ledger
             .escrow(&who, &job(id, kind, "starting"), &needs, ask())

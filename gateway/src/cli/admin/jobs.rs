@@ -18,7 +18,7 @@ pub(in crate::cli) enum JobsCommand {
     Show { id: String },
     /// Cancel what is not answered; what is, is kept and billed.
     Cancel { id: String },
-    /// Answer by the synchronous tier what still waits for a batch.
+    /// Answer by the synchronous tier what waits for a batch or is in one; what the batch answers all the same is billed.
     Rescue { id: String },
 }
 
@@ -30,14 +30,16 @@ pub(in crate::cli) struct Since {
     since: String,
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 10] = [
     ("job", |job| text(&job["id"])),
     ("account", |job| text(&job["account"])),
     ("state", |job| text(&job["state"])),
     ("items", |job| text(&job["items"])),
+    ("done", |job| text(&job["done"])),
     ("rescued", |job| text(&job["rescued"])),
     ("missed", |job| text(&job["missed"])),
     ("cost $", |job| text(&job["charge_dollars"])),
+    ("held $", |job| text(&job["held_dollars"])),
     ("saved $", |job| text(&job["saved_dollars"])),
 ];
 
@@ -59,9 +61,11 @@ fn line(job: &Value) -> String {
     let states = job["by_state"].as_object().into_iter().flatten();
     let states: Vec<String> = states.map(|(state, count)| format!("{count} {state}")).collect();
     format!(
-        "{} is {}: {}; ${} spent, ${} held, ${} saved",
+        "{} is {}: {} of {} items done ({}); ${} spent, ${} held, ${} saved",
         text(&job["id"]),
         text(&job["state"]),
+        text(&job["done"]),
+        text(&job["items"]),
         states.join(", "),
         text(&job["charge_dollars"]),
         text(&job["held_dollars"]),

@@ -29,6 +29,9 @@ pub(crate) struct Batch {
     pub(crate) cancel_ms: u64,
     /// In percent: waiting for a batch that is less likely than this to be in time is given up early.
     pub(crate) give_up_percent: u8,
+    /// A job that has all its items and has not begun after so long was left by a gateway that ended: it fails, and the
+    /// money that was held for it goes back.
+    pub(crate) start_timeout_ms: u64,
     /// Where the budget does not pay for a whole job. `refuse`: it is not taken. `trim`: as many items from its first as
     /// the budget pays for.
     pub(crate) over_budget: OverBudget,
@@ -50,6 +53,7 @@ impl Default for Batch {
             flex_again_ms: 30_000,
             cancel_ms: 600_000,
             give_up_percent: 2,
+            start_timeout_ms: 90_000,
             over_budget: OverBudget::Refuse,
             webhook_hosts: Vec::new(),
         }

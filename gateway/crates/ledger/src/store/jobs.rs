@@ -12,13 +12,13 @@ pub use pack::Waiting;
 
 use super::sql::{Sql, Value};
 use super::{Store, StoreError, unread, written};
-use crate::jobs::{Escrow, Job, JobKind, Jobs, Need, NewItem, StoredItem, Tally};
+use crate::jobs::{Escrow, Job, JobKind, Jobs, Labels, Need, NewItem, StoredItem, Tally};
 use crate::settlement::CellName;
 use exchange::{AccountPath, Money};
 use row::{ITEM, JOB, item, job};
 use std::sync::LazyLock;
 
-const ITEM_COLUMNS: usize = 28;
+const ITEM_COLUMNS: usize = 29;
 /// Rows per statement, the largest first.
 const SIZES: [usize; 3] = [64, 8, 1];
 
@@ -31,7 +31,7 @@ pub(super) use sql;
 
 sql!(
     CREATE,
-    "INSERT INTO jobs VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,'[]',{now},$18,0,0,$19,0,0,'',0,{now}) \
+    "INSERT INTO jobs VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,'[]',{now},$18,0,0,$19,0,0,'',0,{now},$20) \
      ON CONFLICT DO NOTHING RETURNING id"
 );
 sql!(JOB_BY_ID, format!("SELECT {JOB} FROM jobs WHERE id = $1"));
@@ -56,7 +56,7 @@ sql!(
 );
 sql!(
     RECEIVED,
-    "UPDATE jobs SET state = $2, endpoint = $3, total = $4, bytes = $5, starting_us = {now} WHERE id = $1"
+    "UPDATE jobs SET state = $2, endpoint = $3, total = $4, bytes = $5, labels = $6, starting_us = {now} WHERE id = $1"
 );
 sql!(PUT_CELLS, "UPDATE jobs SET cells = $2 WHERE id = $1");
 sql!(CELLS, "SELECT cells FROM jobs WHERE id = $1");
@@ -70,7 +70,7 @@ sql!(
     "INSERT INTO job_items SELECT $1, number, custom_id, CASE WHEN number <= $3 THEN 'queued' ELSE 'errored' END, way, rescue, \
      pool, provider, deployment, model, class, '', '', prefix, bytes, CASE WHEN number <= $3 THEN held ELSE 0 END, 0, 0, 0, $4, \
      {now}, '', 0, CASE WHEN number <= $3 THEN 0 ELSE 429 END, CASE WHEN number <= $3 THEN '' ELSE 'budget_exceeded' END, \
-     CASE WHEN number <= $3 THEN 0 ELSE {now} END, input, NULL FROM job_items WHERE job = $2 AND state = 'filed'"
+     CASE WHEN number <= $3 THEN 0 ELSE {now} END, input, NULL, decision FROM job_items WHERE job = $2 AND state = 'filed'"
 );
 sql!(
     QUEUE,
@@ -138,6 +138,10 @@ sql!(DELETE_JOB, "DELETE FROM jobs WHERE id = $1 AND kind = 'file'");
 static INSERT: LazyLock<[Sql; 3]> =
     LazyLock::new(|| SIZES.map(|rows| Sql::insert("job_items", (rows, ITEM_COLUMNS), "")));
 
+fn json(labels: &Labels) -> String {
+    serde_json::to_string(labels).unwrap_or_else(|_| "[]".into())
+}
+
 /// An absent level is the empty text.
 fn levels(account: &AccountPath) -> [&str; 4] {
     [
@@ -156,6 +160,7 @@ impl Jobs {
     pub async fn create(&self, job: &Job) -> Result<bool, StoreError> {
         let [org, team, workflow, key] = levels(&job.account);
         let text = Value::Text;
+        let labels = json(&job.labels);
         let values = [
             text(&job.id),
             text(job.kind.as_str()),
@@ -176,6 +181,7 @@ impl Jobs {
             Value::Int(job.bytes),
             Value::Int(job.deadline_us),
             Value::Int(job.expires_us),
+            text(&labels),
         ];
         let rows = self.store.pool.fetch(&CREATE, &values).await.map_err(written)?;
         Ok(!rows.is_empty())
@@ -241,19 +247,16 @@ impl Jobs {
         transaction.commit().await.map_err(written)
     }
 
-    /// All items of a job are there.
-    pub async fn received(
-        &self,
-        job: &str,
-        (state, endpoint): (&str, &str),
-        (total, bytes): (i64, i64),
-    ) -> Result<(), StoreError> {
+    /// All items of a job are there: its state, endpoint, items, bytes and labels are written down.
+    pub async fn received(&self, job: &Job) -> Result<(), StoreError> {
+        let labels = json(&job.labels);
         let values = [
-            Value::Text(job),
-            Value::Text(state),
-            Value::Text(endpoint),
-            Value::Int(total),
-            Value::Int(bytes),
+            Value::Text(&job.id),
+            Value::Text(&job.state),
+            Value::Text(&job.endpoint),
+            Value::Int(job.total),
+            Value::Int(job.bytes),
+            Value::Text(&labels),
         ];
         let done = self.store.pool.fetch(&RECEIVED, &values).await;
         done.map(drop).map_err(written)
@@ -430,6 +433,7 @@ fn push_item<'a>(values: &mut Vec<Value<'a>>, job: &'a str, item: &'a NewItem) {
     values.extend([Value::Int(0); 5]);
     values.extend([text(""), Value::Int(0), Value::Int(0), text(""), Value::Int(0)]);
     values.extend([Value::Bytes(item.input.as_deref()), Value::Bytes(None)]);
+    values.push(Value::Maybe(item.decision.as_deref()));
 }
 
 sql!(

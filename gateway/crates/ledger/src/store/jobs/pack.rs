@@ -3,7 +3,7 @@
 use super::row::{ITEM, PACK, item, pack, pool};
 use super::sql;
 use crate::jobs::{Jobs, Pack, Pool, StoredItem};
-use crate::store::sql::{Sql, Value};
+use crate::store::sql::{Row, Sql, Value};
 use crate::store::{StoreError, unread, written};
 use std::sync::LazyLock;
 
@@ -66,8 +66,9 @@ sql!(
     "UPDATE job_items SET state = 'queued', pack = '', ready_us = {now} + $2, problem = $3 WHERE pack = $1 AND state IN ('packed', 'submitted')"
 );
 sql!(
-    UNWANTED,
-    "SELECT count(*) FROM job_items i JOIN jobs j ON j.id = i.job WHERE i.pack = $1 AND i.state = 'submitted' AND j.state = 'cancelling'"
+    OPEN,
+    "SELECT count(*), CAST(coalesce(sum(CASE WHEN j.state = 'cancelling' THEN 1 ELSE 0 END), 0) AS BIGINT) \
+     FROM job_items i JOIN jobs j ON j.id = i.job WHERE i.pack = $1 AND i.state IN ('packed', 'submitted')"
 );
 sql!(
     RUNNING,
@@ -104,11 +105,6 @@ sql!(
     LET_GO_PACKS,
     "UPDATE packs SET lease_us = CASE WHEN state = 'creating' THEN {now} + 2000000 ELSE 0 END WHERE node = $1"
 );
-sql!(
-    LATE_BATCH,
-    "UPDATE job_items SET way = 'standard', rescue = $2 WHERE state = 'queued' AND way = 'batch' AND deadline_us < {now} + $1 RETURNING job"
-);
-
 /// Which items may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
@@ -265,15 +261,14 @@ impl Jobs {
             .map_err(written)
     }
 
-    /// How many of a pack's open items belong to jobs that are being cancelled.
-    pub async fn unwanted(&self, pack: &str) -> Result<i64, StoreError> {
-        let rows = self
-            .store
-            .pool
-            .fetch(&UNWANTED, &[Value::Text(pack)])
-            .await
-            .map_err(unread)?;
-        rows.first().map_or(Ok(0), |row| row.int(0)).map_err(unread)
+    /// A pack's items that have not ended, and how many of these belong to jobs that are being cancelled.
+    pub async fn open(&self, pack: &str) -> Result<(i64, i64), StoreError> {
+        let rows = self.store.pool.fetch(&OPEN, &[Value::Text(pack)]).await;
+        let read = |row: &Row| Ok((row.int(0)?, row.int(1)?));
+        let rows = rows.map_err(unread)?;
+        rows.first()
+            .map_or(Ok((0, 0)), read)
+            .map_err(|error: sqlx::Error| unread(error))
     }
 
     /// The ages of a provider's running packs of a model, and what its last ended ones took.
@@ -319,14 +314,7 @@ impl Jobs {
     /// Items whose caller is gone, and items that waited for a batch until too late for one, are called for one by one.
     pub async fn recover(&self, rescue_us: i64) -> Result<usize, StoreError> {
         self.store.pool.fetch(&REQUEUE, &[]).await.map_err(written)?;
-        let values = [Value::Int(rescue_us), Value::Bool(true)];
-        let late = self
-            .store
-            .pool
-            .fetch(&LATE_BATCH, &values)
-            .await
-            .map_err(written)?;
-        Ok(late.len())
+        self.rescue_late(rescue_us).await
     }
 
     /// What an earlier process of this node worked on is free.

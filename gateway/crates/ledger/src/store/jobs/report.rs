@@ -7,17 +7,18 @@ use crate::store::{StoreError, unread, written};
 use exchange::Money;
 use std::sync::LazyLock;
 
-// What ended a day ago and before is in `finance.batch_daily`.
+// What ended a day ago and before is in `finance.batch_daily`. A job that failed never began, and nothing of it is open.
 sql!(
     STANDING,
     "SELECT j.org, j.team, CAST(sum(CASE WHEN i.ended_us = 0 THEN 1 ELSE 0 END) AS BIGINT), \
      CAST(sum(CASE WHEN i.ended_us > 0 THEN 1 ELSE 0 END) AS BIGINT), \
-     CAST(sum(CASE WHEN i.rescue THEN 1 ELSE 0 END) AS BIGINT), \
-     CAST(sum(CASE WHEN i.ended_us > i.deadline_us THEN 1 ELSE 0 END) AS BIGINT), CAST(sum(i.charge) AS BIGINT), \
-     CAST(sum(i.saved) AS BIGINT), coalesce({now} - min(CASE WHEN i.ended_us = 0 THEN j.created_us END), 0), \
-     coalesce(min(CASE WHEN i.ended_us = 0 THEN i.deadline_us END) - {now}, 0) \
+     CAST(sum(CASE WHEN i.state = 'rescued' THEN 1 ELSE 0 END) AS BIGINT), \
+     CAST(sum(CASE WHEN i.ended_us > i.deadline_us AND i.state <> 'cancelled' THEN 1 ELSE 0 END) AS BIGINT), \
+     CAST(sum(i.charge) AS BIGINT), CAST(sum(i.saved) AS BIGINT), \
+     coalesce({now} - min(CASE WHEN i.ended_us = 0 THEN j.created_us END), 0), \
+     coalesce(min(CASE WHEN i.ended_us = 0 THEN j.deadline_us END) - {now}, 0) \
      FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' \
-     AND (i.ended_us = 0 OR i.ended_us > {now} - 86400000000) GROUP BY j.org, j.team"
+     AND ((i.ended_us = 0 AND j.ended_us = 0) OR i.ended_us > {now} - 86400000000) GROUP BY j.org, j.team"
 );
 // A schedule shows in few hours of the day over several days; whoever waits for an answer by hand reads it as it streams.
 sql!(

@@ -6,9 +6,9 @@ use exchange::{AccountPath, Money};
 use std::sync::Arc;
 
 pub(super) const JOB: &str = "id, kind, org, team, workflow, key, key_hash, dialect, endpoint, state, input, name, metadata, \
-    webhook, idempotency, total, bytes, created_us, deadline_us, cancelled_us, ended_us, expires_us, problem, read_us";
+    webhook, idempotency, total, bytes, created_us, deadline_us, cancelled_us, ended_us, expires_us, problem, read_us, labels";
 pub(super) const ITEM: &str = "job, number, custom_id, state, way, rescue, deployment, request, held, charge, saved, tries, \
-    deadline_us, status, problem, ended_us, input, output";
+    deadline_us, status, problem, ended_us, input, output, decision";
 pub(super) const PACK: &str = "id, provider, deployment, model, endpoint, backend, state, file, remote, items, cancelling, \
     tries, created_us, submitted_us, ended_us, deadline_us, problem, {now}";
 
@@ -43,6 +43,7 @@ pub(super) fn job(row: &Row) -> sqlx::Result<Job> {
         expires_us: row.int(21)?,
         problem: row.text(22)?,
         read_us: row.int(23)?,
+        labels: serde_json::from_str(&row.text(24)?).unwrap_or_default(),
     })
 }
 
@@ -66,6 +67,7 @@ pub(super) fn item(row: &Row) -> sqlx::Result<StoredItem> {
         ended_us: row.int(15)?,
         input: row.bytes(16)?,
         output: row.bytes(17)?,
+        decision: row.maybe(18)?,
     })
 }
 

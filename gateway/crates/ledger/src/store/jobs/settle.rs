@@ -1,6 +1,6 @@
 //! The ends of items, with their money; the ends of jobs; and who is to be told.
 
-use super::row::{JOB, job};
+use super::row::{ITEM, JOB, item, job};
 use super::sql;
 use crate::jobs::{Escrow, ItemEnd, Job, Jobs, StoredItem, lessee};
 use crate::settlement::{Post, Settlement};
@@ -61,10 +61,32 @@ sql!(
     )
 );
 sql!(HOOKED, "UPDATE jobs SET hook_us = $2 WHERE id = $1");
+// What waits for a batch: of one job, or of all that which is too late for one.
+sql!(
+    WAITING_OF,
+    "SELECT job, number, deployment, held FROM job_items WHERE job = $1 AND state = 'queued' AND way = 'batch' \
+     ORDER BY number LIMIT $2"
+);
+sql!(
+    LATE,
+    "SELECT job, number, deployment, held FROM job_items WHERE state = 'queued' AND way = 'batch' \
+     AND deadline_us < {now} + $1 ORDER BY job, number LIMIT $2"
+);
 sql!(
     RESCUE,
-    "UPDATE job_items SET ready_us = {now}, way = 'standard', rescue = $2 WHERE job = $1 AND state = 'queued' AND way = 'batch' RETURNING number"
+    "UPDATE job_items SET ready_us = {now}, way = 'standard', rescue = $3, held = 0, problem = $4 \
+     WHERE job = $1 AND number = $2 AND state = 'queued' AND way = 'batch'"
 );
+sql!(
+    WITH_A_PROVIDER,
+    format!(
+        "SELECT {ITEM} FROM job_items WHERE job = $1 AND state IN ('packed', 'submitted') AND pack <> '' AND number > $2 \
+         ORDER BY number LIMIT $3"
+    )
+);
+
+/// Items that are rescued at a time.
+const RESCUES: i64 = 200;
 
 impl Jobs {
     /// Ends items, or puts them back, each once: an item that has ended already is left alone, and so is its money. What
@@ -89,7 +111,10 @@ impl Jobs {
                 };
                 changed += 1;
                 if let Some(record) = &end.record {
-                    settlements.push(settlement(record, held, &deployment, &escrows));
+                    settlements.push(Settlement {
+                        decision: end.decision.clone(),
+                        ..settlement(record, held, &deployment, &escrows)
+                    });
                 } else if end.rescue && end.state == "queued" {
                     *free.entry(deployment).or_default() += held.nanos();
                     let id = [Value::Text(job), Value::Int(end.number)];
@@ -175,7 +200,8 @@ impl Jobs {
             .fetch(&HOOKS, &[Value::Int(again_us)])
             .await
             .map_err(written)?;
-        let read = |row| Ok((job(row)?, Row::int(row, 23)?));
+        let tries = JOB.split(',').count();
+        let read = |row| Ok((job(row)?, Row::int(row, tries)?));
         rows.first()
             .map(read)
             .transpose()
@@ -193,11 +219,102 @@ impl Jobs {
             .map_err(written)
     }
 
-    /// Items of a job that wait for a batch are answered by the synchronous tier instead; returns how many.
-    pub async fn rescue(&self, job: &str) -> Result<usize, StoreError> {
-        let values = [Value::Text(job), Value::Bool(true)];
-        let rows = self.store.pool.fetch(&RESCUE, &values).await.map_err(written)?;
-        Ok(rows.len())
+    /// Items of a job that wait for a batch, or are in one, are answered by the synchronous tier instead; returns how
+    /// many. What their batch answers all the same is charged as late.
+    pub async fn rescue(&self, job: &str, why: &str) -> Result<usize, StoreError> {
+        let limit = Value::Int(RESCUES);
+        let mut count = self
+            .rescue_all(&WAITING_OF, [Value::Text(job), limit], why)
+            .await?;
+        let mut after = 0;
+        loop {
+            let values = [Value::Text(job), Value::Int(after), limit];
+            let rows = self.store.pool.fetch(&WITH_A_PROVIDER, &values).await;
+            let rows = rows.map_err(unread)?;
+            let items: Vec<StoredItem> = rows
+                .iter()
+                .map(item)
+                .collect::<sqlx::Result<_>>()
+                .map_err(unread)?;
+            let Some(last) = items.last() else { break };
+            after = last.number;
+            let ends: Vec<ItemEnd> = items.iter().map(|item| ItemEnd::rescue(item, why)).collect();
+            count += self.settle(&ends).await?;
+        }
+        Ok(count)
+    }
+
+    /// Items that waited for a batch until it is too late for one are called for one by one; returns how many.
+    pub(super) async fn rescue_late(&self, needed_us: i64) -> Result<usize, StoreError> {
+        let values = [Value::Int(needed_us), Value::Int(RESCUES)];
+        self.rescue_all(
+            &LATE,
+            values,
+            "it waited for a batch until it was too late for one",
+        )
+        .await
+    }
+
+    /// Takes what a statement finds out of the queue for batches. What was held for it goes back, so that its own call
+    /// can hold it.
+    async fn rescue_all(
+        &self,
+        statement: &Sql,
+        values: [Value<'_>; 2],
+        why: &str,
+    ) -> Result<usize, StoreError> {
+        let mut count = 0;
+        loop {
+            let rows = self.store.pool.fetch(statement, &values).await.map_err(unread)?;
+            let mut by_job: BTreeMap<String, Vec<(i64, String, i64)>> = BTreeMap::new();
+            for row in &rows {
+                let read =
+                    || -> sqlx::Result<_> { Ok((row.text(0)?, row.int(1)?, row.text(2)?, row.int(3)?)) };
+                let (job, number, deployment, held) = read().map_err(unread)?;
+                by_job.entry(job).or_default().push((number, deployment, held));
+            }
+            for (job, items) in &by_job {
+                count += self.rescue_some(job, items, why).await?;
+            }
+            if i64::try_from(rows.len()).unwrap_or(0) < RESCUES {
+                if count > 0 {
+                    self.ledger.look_again();
+                }
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Number, deployment and what is held, of items of one job.
+    async fn rescue_some(
+        &self,
+        job: &str,
+        items: &[(i64, String, i64)],
+        why: &str,
+    ) -> Result<usize, StoreError> {
+        let escrows = self.store.escrows(job).await?;
+        let lessee = self.store.as_node(lessee(job));
+        let mut transaction = self.store.pool.begin().await.map_err(written)?;
+        let (mut count, mut free) = (0, BTreeMap::<&str, i64>::new());
+        for (number, deployment, held) in items {
+            let values = [
+                Value::Text(job),
+                Value::Int(*number),
+                Value::Bool(true),
+                Value::Text(why),
+            ];
+            // Another node may have been faster.
+            if transaction.execute(&RESCUE, &values).await.map_err(written)? > 0 {
+                count += 1;
+                *free.entry(deployment).or_default() += held;
+            }
+        }
+        for (deployment, amount) in free {
+            let given = lessee.give_back(&mut transaction, (deployment, amount), &escrows);
+            given.await.map_err(written)?;
+        }
+        transaction.commit().await.map_err(written)?;
+        Ok(count)
     }
 }
 
