@@ -14,6 +14,8 @@ MODELS = {
            "fake-batch300-n7-in11", "fake-batch8000-bdeaf-n7-in11", "fake-bexpires-batch300-bpart50-n7-in11"],
     "fx": ["fake-n5-in9-x2", "fake-flexbusy2-n5-in9", "fake-noflex-n5-in9", "fake-flexbusy1000-n5-in9"],
     "ab": ["fake-batch300-x1", "fake-batch300-400-x1", "fake-bnever-batch400-bpart50-x1"],
+    "gb": ["fake-batch300-n5-think3-in11-x4", "fake-batch300-tools-x4", "fake-batch300-400-x4", "fake-batch300-failfirst1-x4",
+           "fake-bnever-batch400-bpart50-in11-x4", "fake-bexpires-batch300-in11-x4", "fake-bfails-x4", "fake-batch300-nousage-x4"],
 }
 
 CONFIG = """
@@ -23,6 +25,7 @@ policy: policy.yaml
 providers:
   ob: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential", batch: openai}}
   ab: {{dialect: anthropic, base_url: "{fake}/v1", credential: "file:credential", batch: anthropic}}
+  gb: {{dialect: openai_chat, base_url: "{fake}/v1beta/openai", credential: "file:credential", batch: gemini}}
   fx: {{dialect: openai_chat, base_url: "{fake}/v1", credential: "file:credential", flex: true}}
   lo: {{dialect: openai_chat, base_url: "{local}/v1", credential: "file:credential"}}
 accounts:
@@ -59,7 +62,7 @@ class Gateway:
         prices = []
         for provider, models in MODELS.items():
             for model in models:
-                lines.append(f"  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 100}}")
+                lines.append(f"  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 100, capabilities: [tools, images, structured]}}")
                 entry = f"  - {{provider: {provider}, model: {model}, "
                 prices.append(entry + 'input_per_mtok: "1000", output_per_mtok: "2000"}')
                 prices.append(entry + 'service_tier: flex, input_per_mtok: "500", output_per_mtok: "1000"}')

@@ -32,6 +32,12 @@ const ANTHROPIC: [&str; 3] = [
     "fake-batch200-failfirst1-x4",
     "fake-batch200-bexpires-bpart50-x5",
 ];
+/// The same at Gemini, which thinks, and whose expired batches have no results.
+const GEMINI: [&str; 3] = [
+    "fake-batch200-think3-x6",
+    "fake-batch200-failfirst1-x7",
+    "fake-batch200-bexpires-x8",
+];
 /// Nano-dollars for a token in and out, in a batch; at once it is twice that.
 const BATCH_NANOS: (i64, i64) = (500, 1000);
 /// After the last kill, everything ends within this.
@@ -42,6 +48,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub enum Provider {
     Openai,
     Anthropic,
+    Gemini,
     Mixed,
 }
 
@@ -51,7 +58,8 @@ impl Provider {
         match self {
             Self::Openai => &[OPENAI],
             Self::Anthropic => &[ANTHROPIC],
-            Self::Mixed => &[OPENAI, ANTHROPIC],
+            Self::Gemini => &[GEMINI],
+            Self::Mixed => &[OPENAI, ANTHROPIC, GEMINI],
         }
     }
 }
@@ -182,7 +190,7 @@ pub fn run(plan: &Plan) -> String {
         )
     };
     let mut nodes: Vec<Node> = (0..plan.nodes)
-        .map(|number| prepare(folder.path(), number, (&fake.base_url(), &database)))
+        .map(|number| prepare(folder.path(), number, (&fake, &database)))
         .collect();
     let up: Up = Arc::new(Mutex::new(vec![None; plan.nodes]));
     for (number, node) in nodes.iter_mut().enumerate() {
@@ -260,12 +268,14 @@ fn wait_for_the_end(store: &Store) {
     }
 }
 
-fn prepare(folder: &Path, number: usize, (fake, database): (&str, &str)) -> Node {
+fn prepare(folder: &Path, number: usize, (fake, database): (&Fake, &str)) -> Node {
+    let (base, gemini) = (fake.base_url(), fake.gemini_base_url());
     let folder = folder.join(format!("node{number}"));
     std::fs::create_dir_all(&folder).unwrap();
     let (mut deployments, mut prices) = (String::new(), String::new());
     let own = |provider, models: [&'static str; 3]| models.map(|model| (provider, model));
-    for (provider, model) in own("ob", OPENAI).into_iter().chain(own("ab", ANTHROPIC)) {
+    let providers = [own("ob", OPENAI), own("ab", ANTHROPIC), own("gb", GEMINI)];
+    for (provider, model) in providers.into_iter().flatten() {
         let _ = writeln!(
             deployments,
             "  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 50}}"
@@ -290,8 +300,9 @@ admin: {{address: "127.0.0.1:0"}}
 store: {{{database}journal: journal}}
 log: {{filter: "warn,tollgate=info"}}
 providers:
-  ob: {{dialect: openai_chat, base_url: "{fake}", credential: "file:credential", batch: openai}}
-  ab: {{dialect: anthropic, base_url: "{fake}", credential: "file:credential", batch: anthropic}}
+  ob: {{dialect: openai_chat, base_url: "{base}", credential: "file:credential", batch: openai}}
+  ab: {{dialect: anthropic, base_url: "{base}", credential: "file:credential", batch: anthropic}}
+  gb: {{dialect: openai_chat, base_url: "{gemini}", credential: "file:credential", batch: gemini}}
 accounts:
   acme:
     budgets: [{{limit_dollars: "1000", per: total}}]

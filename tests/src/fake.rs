@@ -1,4 +1,4 @@
-//! Fake providers: OpenAI and Anthropic wire formats as the real services send them, scripted by model name.
+//! Fake providers: OpenAI, Anthropic and Gemini wire formats as the real services send them, scripted by model name.
 //!
 //! Owns the server and its log. One port speaks HTTP/1.1 and HTTP/2 (prior knowledge, or ALPN when TLS is on). The fake
 //! notices a hang-up in every phase, because hyper watches the connection while a handler or a body is pending: the
@@ -7,8 +7,10 @@
 pub mod anthropic;
 pub mod batch;
 pub mod call;
+pub mod gemini;
 pub mod log;
 pub mod openai;
+pub mod plain;
 pub mod play;
 pub mod script;
 mod server;
@@ -87,12 +89,21 @@ impl Fake {
 
     /// What a provider's `base_url` should be: ends in `/v1`.
     pub fn base_url(&self) -> String {
+        self.origin() + "/v1"
+    }
+
+    /// The same for Gemini, whose own surface lies beside one that speaks OpenAI's dialect.
+    pub fn gemini_base_url(&self) -> String {
+        self.origin() + "/v1beta/openai"
+    }
+
+    fn origin(&self) -> String {
         let host = if self.scheme == "https" {
             "localhost".to_owned()
         } else {
             self.address.ip().to_string()
         };
-        format!("{}://{host}:{}/v1", self.scheme, self.address.port())
+        format!("{}://{host}:{}", self.scheme, self.address.port())
     }
 
     pub fn stats(&self) -> Stats {

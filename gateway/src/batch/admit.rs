@@ -1,17 +1,19 @@
 //! One request taken as an item: read, ruled like any other, given its way and its price.
 
+use super::remote::Remote;
 use crate::clock;
+use crate::config::batch::BatchApi;
 use crate::fleet::Deployment;
 use crate::gateway::Gateway;
 use crate::rule::{Moment, Ruled, rule};
 use ::batch::{Offer, Way, choose};
 use bytes::Bytes;
-use dialect::Request;
+use dialect::{Request, Target};
 use exchange::{
-    BackendClass, Dialect, Envelope, Money, Refusal, RefusalKind, ServiceTier, Surface, TokenClass, Usage,
-    UsageSource,
+    BackendClass, Dialect, Envelope, Money, Refusal, RefusalKind, ServiceTier, Surface, ThinkingNote,
+    TokenClass, Usage, UsageSource,
 };
-use ledger::{NewItem, Principal};
+use ledger::{JobKind, NewItem, Principal};
 use std::sync::Arc;
 
 /// What a model is believed to produce at most that has no limit of its own and was given none.
@@ -79,6 +81,41 @@ pub(super) fn admit(
     })
 }
 
+/// The batch API that takes requests to this endpoint at a deployment.
+fn batch_api(deployment: &Deployment, surface: Surface) -> Option<BatchApi> {
+    deployment
+        .upstream
+        .settings
+        .batch
+        .filter(|api| api.takes(surface))
+}
+
+/// A request as it goes into a deployment's batch. `model`: as the provider calls it.
+///
+/// # Errors
+/// What of it cannot be said there.
+pub(super) fn batched(admitted: &Admitted, deployment: &Deployment, model: &str) -> Result<Bytes, String> {
+    let Some(api) = batch_api(deployment, admitted.request.facts.surface) else {
+        return Err(format!("`{}` has no batches of such requests", deployment.id));
+    };
+    let mut plan = admitted.ruled.decision.plan.iter();
+    let candidate = plan.find(|one| one.deployment == deployment.id);
+    let (thinking, note) = candidate.map_or((None, ThinkingNote::Untouched), |one| {
+        (one.thinking, one.thinking_note)
+    });
+    let facts = &admitted.request.facts;
+    let target = Target {
+        dialect: deployment.upstream.settings.dialect,
+        model,
+        max_output_tokens: Some(output_bound(deployment, &admitted.request)),
+        thinking: thinking.filter(|thinking| facts.thinking != Some(*thinking)),
+        stream: false,
+        can_think: note != ThinkingNote::Unable,
+    };
+    let encoded = dialect::encode(&admitted.request, &target).map_err(|error| error.to_string())?;
+    Remote::new(&deployment.upstream, api, model).item(encoded.body)
+}
+
 /// The most output that an item may have at a deployment.
 pub(super) fn output_bound(deployment: &Deployment, request: &Request) -> u64 {
     let most = deployment.max_output_tokens.unwrap_or(OUTPUT_BOUND);
@@ -105,9 +142,15 @@ pub(super) const fn tier(way: Way) -> ServiceTier {
 }
 
 /// The way of an item that has until `deadline_us`, by the core.
-pub(super) fn way(
+pub(super) fn way(gateway: &Gateway, deployment: &Deployment, request: &Request, when: (i64, i64)) -> Way {
+    let batch = batch_api(deployment, request.facts.surface);
+    way_with(gateway, (deployment, batch), request, when)
+}
+
+/// The same; `batch`: the batch API that may take it.
+fn way_with(
     gateway: &Gateway,
-    deployment: &Deployment,
+    (deployment, batch): (&Deployment, Option<BatchApi>),
     request: &Request,
     (now_us, deadline_us): (i64, i64),
 ) -> Way {
@@ -122,7 +165,7 @@ pub(super) fn way(
         leave_us,
     };
     let mut offers = vec![offer(Way::Standard, 1.0, 0)];
-    if settings.batch.is_some() {
+    if batch.is_some() {
         let times = gateway.batch.times(&settings.name, &deployment.model);
         // A batch that is cancelled has had what was left of the time before.
         let leave_us = cancel_us.min(slack_us / 4);
@@ -139,12 +182,40 @@ pub(super) fn way(
     choose(&offers, slack_us, rescue_us).way
 }
 
-/// An item of a job.
-pub(super) fn item(
+/// The way of a new item. What a provider's batch cannot say is refused where a batch was asked for by name; a job is
+/// promised a time and no batch, and goes another way.
+fn first_way(
     gateway: &Gateway,
     admitted: &Admitted,
+    (deployment, kind): (&Deployment, JobKind),
+    when: (i64, i64),
+) -> Result<Way, Refusal> {
+    let request = &admitted.request;
+    let chosen = way(gateway, deployment, request, when);
+    let has_own_form = deployment
+        .upstream
+        .settings
+        .batch
+        .is_some_and(BatchApi::has_own_form);
+    if chosen != Way::Batch || !has_own_form {
+        return Ok(chosen);
+    }
+    match batched(admitted, deployment, &deployment.model) {
+        Ok(_) => Ok(chosen),
+        Err(_) if kind == JobKind::Request => Ok(way_with(gateway, (deployment, None), request, when)),
+        Err(problem) => Err(Refusal::new(RefusalKind::InvalidRequest, problem).hint(
+            "leave it out, name a model whose provider's batches take it, or send it to /v1/jobs, \
+             which answers in time by whatever way takes it",
+        )),
+    }
+}
+
+/// An item of a job of some kind.
+pub(super) fn item(
+    gateway: &Gateway,
+    (admitted, kind): (&Admitted, JobKind),
     (number, custom_id): (i64, String),
-    (now_us, deadline_us): (i64, i64),
+    when: (i64, i64),
 ) -> Result<NewItem, Refusal> {
     let rules = gateway.rules.now();
     let candidate = admitted.ruled.decision.plan.first();
@@ -153,7 +224,7 @@ pub(super) fn item(
     let way = if candidate.class == BackendClass::Local && deployment.upstream.settings.batch.is_none() {
         Way::Local
     } else {
-        way(gateway, deployment, request, (now_us, deadline_us))
+        first_way(gateway, admitted, (deployment, kind), when)?
     };
     let sealed = gateway.batch.vault.seal(&request.raw);
     let input = sealed.map_err(|error| Refusal::new(RefusalKind::Internal, error.to_string()))?;

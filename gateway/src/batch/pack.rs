@@ -4,8 +4,8 @@
 //! The one step that cannot be undone is the making of the batch: `creating` is written before it, and whoever finds a
 //! pack in that state looks for its batch at the provider before making another.
 
-use super::admit::{admit, holder, output_bound, way};
-use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing};
+use super::admit::{admit, batched, holder, way};
+use super::remote::{Found, Outcome, Remote, RemoteError, Sent, Standing, Wanted};
 use super::surface;
 use super::take::INPUTS;
 use crate::clock;
@@ -14,10 +14,9 @@ use crate::gateway::Gateway;
 use crate::rules::Rules;
 use ::batch::{Flight, Verdict, Way, watch};
 use bytes::Bytes;
-use dialect::Target;
 use exchange::{
     AccountPath, AttemptOutcome, AttemptRecord, BackendClass, Charge, Dialect, Ending, Money, Origin, Phase,
-    Record, RequestId, ServiceTier, ThinkingNote, Timings, Usage,
+    Record, RequestId, ServiceTier, Timings, Usage,
 };
 use ledger::{ItemEnd, Job, Pack, StoreError, StoredItem};
 use router_policies::Situation;
@@ -126,7 +125,7 @@ impl Work<'_> {
         let upstream = &self.deployment()?.upstream;
         let api = upstream.settings.batch;
         let api = api.ok_or_else(|| WorkError::NoDeployment(self.pack.deployment.clone()))?;
-        Ok(Remote { upstream, api })
+        Ok(Remote::new(upstream, api, &self.pack.model))
     }
 
     /// What the provider is told of it: its id, and what its items are for.
@@ -162,7 +161,8 @@ impl Work<'_> {
             return self.save("void", 0, 0).await;
         }
         if self.pack.file.is_empty() {
-            self.pack.file = self.remote()?.upload(self.name(), &sent).await?;
+            let uploaded = self.remote()?.upload(self.name(), &sent).await;
+            self.pack.file = uploaded?;
             self.save("packed", 0, LEASE_US).await?;
         }
         self.save("creating", 0, LEASE_US).await?;
@@ -181,8 +181,14 @@ impl Work<'_> {
     /// Whoever was making the batch has not said that it did.
     async fn find_again(&mut self) -> Result<(), WorkError> {
         let known = self.gateway.batch.jobs.known(&self.pack.provider).await?;
-        let since = (self.pack.created_us / 1_000_000, self.pack.items);
-        match self.remote()?.find(&self.pack.id, since, &known).await? {
+        let wanted = Wanted {
+            pack: &self.pack.id,
+            since_unix_s: self.pack.created_us / 1_000_000,
+            items: self.pack.items,
+            known: &known,
+        };
+        let found = self.remote()?.find(&wanted).await?;
+        match found {
             Found::It(remote) => {
                 self.pack.remote = remote;
                 self.taken().await
@@ -249,24 +255,8 @@ impl Work<'_> {
         let workflow = job.account.workflow.as_deref();
         let admitted =
             admit(self.gateway, &who, (surface(job), body, workflow)).map_err(|refusal| refusal.message)?;
-        let mut plan = admitted.ruled.decision.plan.iter();
-        let candidate = plan.find(|one| one.deployment == deployment.id);
-        let (thinking, note) = candidate.map_or((None, ThinkingNote::Untouched), |one| {
-            (one.thinking, one.thinking_note)
-        });
-        let facts = &admitted.request.facts;
-        let target = Target {
-            dialect: deployment.upstream.settings.dialect,
-            model: &self.pack.model,
-            max_output_tokens: Some(output_bound(deployment, &admitted.request)),
-            thinking: thinking.filter(|thinking| facts.thinking != Some(*thinking)),
-            stream: false,
-            can_think: note != ThinkingNote::Unable,
-        };
-        let encoded = dialect::encode(&admitted.request, &target);
-        encoded
-            .map(|encoded| (encoded.body, admitted.request.inputs()))
-            .map_err(|error| error.to_string())
+        let body = batched(&admitted, deployment, &self.pack.model)?;
+        Ok((body, admitted.request.inputs()))
     }
 
     /// Asks how the batch stands, and judges whether to go on waiting.

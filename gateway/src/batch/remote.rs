@@ -1,18 +1,29 @@
-//! Providers' batch APIs: send, find again, ask, cancel, fetch. OpenAI's files and `/batches`, Anthropic's
-//! `/messages/batches`. What a provider's batch is called is the pack's id wherever the provider lets it have a name.
+//! Providers' batch APIs: send, find again, ask, cancel, fetch.
+//!
+//! Owns the calls and the order in which they are made. What each API calls things is its own file's: [`openai`] has files
+//! and `/batches`, [`anthropic`] `/messages/batches`, [`gemini`] `batchGenerateContent`. They make calls and read answers
+//! and do no I/O.
+//!
+//! Invariants: every step may be taken again. What a provider's batch is called is the pack's id wherever the provider
+//! lets it have a name, so that it is found again; results are told apart by their keys, never by their order.
+
+mod anthropic;
+mod gemini;
+mod openai;
 
 use crate::config::batch::BatchApi;
 use crate::upstream::Upstream;
 use crate::upstream::control::Control;
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// The most that is read of an answer that is not results.
 const ANSWER_BYTES: usize = 4 << 20;
 /// The most that is read of results.
 const RESULT_BYTES: usize = 1 << 30;
+/// Pages of a provider's list of batches that are looked through, 100 to a page.
+const PAGES: usize = 50;
 
 /// What went wrong between us and the provider.
 #[derive(Debug, thiserror::Error)]
@@ -58,176 +69,204 @@ pub(super) struct Sent {
     pub(super) body: Bytes,
 }
 
-/// A provider's batch API.
+/// A batch that is looked for at the provider.
 #[derive(Clone, Copy)]
-pub(super) struct Remote<'a> {
-    pub(super) upstream: &'a Upstream,
-    pub(super) api: BatchApi,
+pub(super) struct Wanted<'a> {
+    pub(super) pack: &'a str,
+    /// It cannot be older.
+    pub(super) since_unix_s: i64,
+    /// Items in it.
+    pub(super) items: i64,
+    /// Batches that belong to other packs.
+    pub(super) known: &'a [String],
 }
 
-impl Remote<'_> {
-    /// Uploads what is to be batched, where the API wants that apart; its name there.
-    pub(super) async fn upload(
-        &self,
-        (pack, endpoint): (&str, &str),
-        sent: &[Sent],
-    ) -> Result<String, RemoteError> {
-        if self.api == BatchApi::Anthropic {
-            return Ok(String::new());
-        }
-        let boundary = format!("tollgate-{pack}");
-        let mut body = Vec::with_capacity(sent.iter().map(|one| one.body.len() + 160).sum());
-        body.extend_from_slice(
-            format!(
-                "--{boundary}\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--{boundary}\r\n\
-                 content-disposition: form-data; name=\"file\"; filename=\"{pack}.jsonl\"\r\n\
-                 content-type: application/jsonl\r\n\r\n"
-            )
-            .as_bytes(),
-        );
-        for one in sent {
-            let id = &one.custom_id;
-            let lead =
-                format!("{{\"custom_id\":\"{id}\",\"method\":\"POST\",\"url\":\"{endpoint}\",\"body\":");
-            body.extend_from_slice(lead.as_bytes());
-            // A line is a line, however the caller wrote its JSON: line ends stand only between tokens.
-            body.extend(one.body.iter().map(|byte| {
-                if matches!(byte, b'\n' | b'\r') {
-                    b' '
-                } else {
-                    *byte
-                }
-            }));
-            body.extend_from_slice(b"}\n");
-        }
-        body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-        let call = Control {
-            content_type: Some(format!("multipart/form-data; boundary={boundary}")),
-            ..Control::post("/files".into(), body.into())
+/// Whether a batch was found again.
+pub(super) enum Found {
+    It(String),
+    Nothing,
+    /// One that runs may be it, or the list is longer than what was looked through.
+    Perhaps,
+}
+
+/// Whether a batch of a provider's list is the wanted one.
+#[derive(Debug, PartialEq, Eq)]
+enum Likeness {
+    Other,
+    Same,
+    /// Only its results tell; where they are.
+    ByResults(String),
+    /// Only its results will tell, and it still runs.
+    Unclear,
+}
+
+/// How what is to be batched gets there.
+enum Upload {
+    /// It stands in the call that makes the batch.
+    Unneeded,
+    Whole(Control),
+    /// A call that is answered with a URL in the field `place`, and one to that URL.
+    Session {
+        open: Control,
+        place: &'static str,
+        send: Control,
+    },
+}
+
+/// What takes each result: its key, and what came of it.
+type Each<'e> = &'e mut (dyn FnMut(&str, Outcome) + Send);
+
+/// A provider's batch API: the calls to make, and what their answers mean.
+trait Api: Send + Sync {
+    /// A request as it goes into a batch; `body` is in the provider's dialect.
+    ///
+    /// # Errors
+    /// There is no such request in this API's batches.
+    fn item(&self, body: Bytes) -> Result<Bytes, String> {
+        Ok(body)
+    }
+
+    fn upload(&self, name: (&str, &str), sent: &[Sent]) -> Upload;
+
+    /// What makes the batch. `file`: as the upload is called, if there was one.
+    fn create(&self, name: (&str, &str), file: &str, sent: &[Sent]) -> Control;
+
+    /// A page of the batches there are. `after`: what the page before said comes next; empty at first.
+    fn list(&self, after: &str) -> Control;
+
+    /// The batches of a page, and what comes next.
+    fn listed<'v>(&self, page: &'v Value) -> (&'v [Value], Option<String>);
+
+    fn likeness(&self, batch: &Value, wanted: &Wanted<'_>) -> Likeness;
+
+    /// What an upload or a batch is called there.
+    fn id<'v>(&self, told: &'v Value) -> Option<&'v str> {
+        told["id"].as_str()
+    }
+
+    fn ask(&self, batch: &str) -> Control;
+
+    fn standing(&self, told: &Value) -> Standing;
+
+    fn cancel(&self, batch: &str) -> Control;
+
+    /// # Errors
+    /// The place is none that can be asked.
+    fn results(&self, place: &str) -> Result<Control, RemoteError>;
+
+    /// Hands each result of what was at `place` to `each`, in whatever order they stand.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read(&self, place: &str, body: &Bytes, each: Each<'_>) -> Result<(), RemoteError>;
+}
+
+/// A provider's batch API, within reach.
+pub(super) struct Remote<'a> {
+    upstream: &'a Upstream,
+    api: Box<dyn Api + 'a>,
+}
+
+impl<'a> Remote<'a> {
+    /// `model`: as the provider calls it.
+    pub(super) fn new(upstream: &'a Upstream, api: BatchApi, model: &'a str) -> Self {
+        let api: Box<dyn Api + 'a> = match api {
+            BatchApi::Openai => Box::new(openai::Openai),
+            BatchApi::Anthropic => Box::new(anthropic::Anthropic),
+            BatchApi::Gemini => {
+                let base = upstream.settings.base.path.as_str();
+                Box::new(gemini::Gemini { base, model })
+            }
         };
-        name(&self.call(&call).await?)
+        Self { upstream, api }
+    }
+
+    /// A request as it goes into a batch; `body` is in the provider's dialect.
+    ///
+    /// # Errors
+    /// There is no such request in this API's batches.
+    pub(super) fn item(&self, body: Bytes) -> Result<Bytes, String> {
+        self.api.item(body)
+    }
+
+    /// Uploads what is to be batched, where the API wants that apart; its name there, else nothing. `name`: the pack, and
+    /// the endpoint that its items are for.
+    pub(super) async fn upload(&self, name: (&str, &str), sent: &[Sent]) -> Result<String, RemoteError> {
+        match self.api.upload(name, sent) {
+            Upload::Unneeded => Ok(String::new()),
+            Upload::Whole(call) => self.named(&call).await,
+            Upload::Session { open, place, send } => {
+                let path = self.upload_place(&open, place).await?;
+                self.named(&Control { path, ..send }).await
+            }
+        }
+    }
+
+    /// The path and query of the URL that a call is answered with. The host stays the provider's: its key goes nowhere else.
+    async fn upload_place(&self, open: &Control, field: &str) -> Result<String, RemoteError> {
+        let told = self.upstream.control_told(open, ANSWER_BYTES).await?;
+        if !(200..300).contains(&told.status) {
+            return Err(refused(told.status, &told.body));
+        }
+        let place = told.fields.get(field).and_then(|value| value.to_str().ok());
+        let place = place.and_then(|place| place.parse::<http::Uri>().ok());
+        let path = place.and_then(|place| place.into_parts().path_and_query);
+        path.map(|path| path.to_string())
+            .ok_or_else(|| RemoteError::Unreadable(format!("it has no URL in `{field}`")))
     }
 
     /// Makes the batch; its name there.
     pub(super) async fn create(
         &self,
-        (pack, endpoint): (&str, &str),
+        name: (&str, &str),
         file: &str,
         sent: &[Sent],
     ) -> Result<String, RemoteError> {
-        let call = match self.api {
-            BatchApi::Openai => {
-                let ask = json!({
-                    "input_file_id": file, "endpoint": endpoint, "completion_window": "24h",
-                    "metadata": {"tollgate_pack": pack},
-                });
-                Control::post("/batches".into(), ask.to_string().into())
-            }
-            BatchApi::Anthropic => {
-                let mut body = b"{\"requests\":[".to_vec();
-                for (at, one) in sent.iter().enumerate() {
-                    let comma = if at == 0 { "" } else { "," };
-                    body.extend_from_slice(
-                        format!("{comma}{{\"custom_id\":\"{}\",\"params\":", one.custom_id).as_bytes(),
-                    );
-                    body.extend_from_slice(&one.body);
-                    body.push(b'}');
-                }
-                body.extend_from_slice(b"]}");
-                Control::post("/messages/batches".into(), body.into())
-            }
-        };
-        name(&self.call(&call).await?)
+        self.named(&self.api.create(name, file, sent)).await
     }
 
     /// The batch that a pack was made into, should it have been: by its name, or, where the API keeps none, by what its
-    /// results speak of. `since_unix_s`: it cannot be older. `known`: those that belong to other packs.
-    pub(super) async fn find(
-        &self,
-        pack: &str,
-        (since_unix_s, items): (i64, i64),
-        known: &[String],
-    ) -> Result<Found, RemoteError> {
-        let path = match self.api {
-            BatchApi::Openai => "/batches?limit=100",
-            BatchApi::Anthropic => "/messages/batches?limit=100",
-        };
-        let listed = self.call(&Control::get(path.into())).await?;
-        let listed: Value = parse(&listed)?;
-        let batches = listed["data"].as_array().map_or(&[][..], Vec::as_slice);
-        for batch in batches {
-            let id = batch["id"].as_str().unwrap_or_default();
-            match self.api {
-                BatchApi::Openai if batch["metadata"]["tollgate_pack"] == pack => {
-                    return Ok(Found::It(id.into()));
-                }
-                BatchApi::Openai => {}
-                BatchApi::Anthropic => {
-                    let counts = &batch["request_counts"];
-                    let total: i64 = ["processing", "succeeded", "errored", "canceled", "expired"]
-                        .iter()
-                        .filter_map(|count| counts[*count].as_i64())
-                        .sum();
-                    let created = batch["created_at"].as_str().unwrap_or_default();
-                    let format = &time::format_description::well_known::Rfc3339;
-                    let created =
-                        time::OffsetDateTime::parse(created, format).map_or(0, |at| at.unix_timestamp());
-                    let unknown = !known.iter().any(|known| known == id);
-                    if !unknown || total != items || created + 60 < since_unix_s {
-                        continue;
-                    }
-                    let Some(path) = batch["results_url"].as_str() else {
-                        // It still runs, and only its results tell whose it is.
-                        return Ok(Found::Perhaps);
-                    };
-                    let mut ours = false;
-                    self.results(&[path.to_owned()], |custom_id, _| {
-                        ours |= custom_id.starts_with(pack)
-                    })
-                    .await?;
-                    if ours {
-                        return Ok(Found::It(id.into()));
-                    }
+    /// results speak of.
+    pub(super) async fn find(&self, wanted: &Wanted<'_>) -> Result<Found, RemoteError> {
+        let mut after = String::new();
+        for _ in 0..PAGES {
+            let page = self.call_up_to(&self.api.list(&after), RESULT_BYTES).await?;
+            let page: Value = parse(&page)?;
+            let (batches, next) = self.api.listed(&page);
+            for batch in batches {
+                let ours = match self.api.likeness(batch, wanted) {
+                    Likeness::Other => false,
+                    Likeness::Same => true,
+                    Likeness::Unclear => return Ok(Found::Perhaps),
+                    Likeness::ByResults(place) => self.speaks_of(wanted.pack, place).await?,
+                };
+                if ours {
+                    return Ok(Found::It(self.id(batch)?));
                 }
             }
+            match next.filter(|next| !next.is_empty()) {
+                Some(next) => after = next,
+                None => return Ok(Found::Nothing),
+            }
         }
-        Ok(Found::Nothing)
+        Ok(Found::Perhaps)
+    }
+
+    async fn speaks_of(&self, pack: &str, place: String) -> Result<bool, RemoteError> {
+        let mut ours = false;
+        self.results(&[place], |custom_id, _| ours |= custom_id.starts_with(pack))
+            .await?;
+        Ok(ours)
     }
 
     pub(super) async fn standing(&self, batch: &str) -> Result<Standing, RemoteError> {
-        let path = match self.api {
-            BatchApi::Openai => format!("/batches/{batch}"),
-            BatchApi::Anthropic => format!("/messages/batches/{batch}"),
-        };
-        let told: Value = parse(&self.call(&Control::get(path)).await?)?;
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        Ok(match self.api {
-            BatchApi::Openai => match told["status"].as_str().unwrap_or_default() {
-                "completed" | "expired" | "cancelled" => {
-                    let files = [&told["output_file_id"], &told["error_file_id"]];
-                    Standing::Ended(files.into_iter().filter_map(text).collect())
-                }
-                "failed" => Standing::Failed(
-                    told["errors"]["data"][0]["message"]
-                        .as_str()
-                        .unwrap_or("it failed")
-                        .into(),
-                ),
-                _ => Standing::Running,
-            },
-            BatchApi::Anthropic => match told["processing_status"].as_str().unwrap_or_default() {
-                "ended" => Standing::Ended(text(&told["results_url"]).into_iter().collect()),
-                _ => Standing::Running,
-            },
-        })
+        // An operation may hold its results.
+        let told = self.call_up_to(&self.api.ask(batch), RESULT_BYTES).await?;
+        Ok(self.api.standing(&parse(&told)?))
     }
 
     pub(super) async fn cancel(&self, batch: &str) -> Result<(), RemoteError> {
-        let path = match self.api {
-            BatchApi::Openai => format!("/batches/{batch}/cancel"),
-            BatchApi::Anthropic => format!("/messages/batches/{batch}/cancel"),
-        };
-        match self.call(&Control::post(path, Bytes::from_static(b"{}"))).await {
+        match self.call(&self.api.cancel(batch)).await {
             // It has ended meanwhile.
             Err(RemoteError::Refused {
                 status: 400 | 409, ..
@@ -240,48 +279,38 @@ impl Remote<'_> {
     pub(super) async fn results(
         &self,
         places: &[String],
-        mut each: impl FnMut(&str, Outcome),
+        mut each: impl FnMut(&str, Outcome) + Send,
     ) -> Result<(), RemoteError> {
         for place in places {
-            let path = match self.api {
-                BatchApi::Openai => format!("/files/{place}/content"),
-                // A whole URL: what follows the base's own path is asked of the base.
-                BatchApi::Anthropic => match place.find("/messages/batches/") {
-                    Some(at) => place[at..].to_owned(),
-                    None => return Err(RemoteError::Unreadable(format!("results at {place}"))),
-                },
-            };
-            let (status, body) = self.upstream.control(&Control::get(path), RESULT_BYTES).await?;
-            if status != 200 {
-                return Err(refused(status, &body));
-            }
-            for line in body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                let line = body.slice_ref(line);
-                match self.api {
-                    BatchApi::Openai => openai_result(&line, &mut each)?,
-                    BatchApi::Anthropic => anthropic_result(&line, &mut each)?,
-                }
-            }
+            let call = self.api.results(place)?;
+            let body = self.call_up_to(&call, RESULT_BYTES).await?;
+            self.api.read(place, &body, &mut each)?;
         }
         Ok(())
     }
 
+    async fn named(&self, call: &Control) -> Result<String, RemoteError> {
+        self.id(&parse(&self.call(call).await?)?)
+    }
+
+    fn id(&self, told: &Value) -> Result<String, RemoteError> {
+        let id = self.api.id(told).filter(|id| !id.is_empty());
+        id.map(str::to_owned)
+            .ok_or_else(|| RemoteError::Unreadable("it has no id".into()))
+    }
+
     async fn call(&self, call: &Control) -> Result<Bytes, RemoteError> {
-        let (status, body) = self.upstream.control(call, ANSWER_BYTES).await?;
+        self.call_up_to(call, ANSWER_BYTES).await
+    }
+
+    async fn call_up_to(&self, call: &Control, limit: usize) -> Result<Bytes, RemoteError> {
+        let (status, body) = self.upstream.control(call, limit).await?;
         if (200..300).contains(&status) {
             Ok(body)
         } else {
             Err(refused(status, &body))
         }
     }
-}
-
-/// Whether a batch was found again.
-pub(super) enum Found {
-    It(String),
-    Nothing,
-    /// One that runs may be it.
-    Perhaps,
 }
 
 fn refused(status: u16, body: &[u8]) -> RemoteError {
@@ -297,90 +326,27 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, RemoteError> {
     serde_json::from_slice(body).map_err(|error| RemoteError::Unreadable(error.to_string()))
 }
 
-fn name(body: &[u8]) -> Result<String, RemoteError> {
-    let told: Value = parse(body)?;
-    let id = told["id"].as_str().filter(|id| !id.is_empty());
-    id.map(str::to_owned)
-        .ok_or_else(|| RemoteError::Unreadable("it has no id".into()))
+/// The lines of a body of results.
+fn lines(body: &Bytes) -> impl Iterator<Item = Bytes> {
+    let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| body.slice_ref(line))
 }
 
-#[derive(Deserialize)]
-struct OpenaiLine<'a> {
-    custom_id: String,
-    #[serde(borrow)]
-    response: Option<OpenaiResponse<'a>>,
-    error: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct OpenaiResponse<'a> {
-    status_code: u16,
-    #[serde(borrow)]
-    body: Option<&'a RawValue>,
-}
-
-fn openai_result(line: &Bytes, each: &mut impl FnMut(&str, Outcome)) -> Result<(), RemoteError> {
-    let read: OpenaiLine<'_> = parse(line)?;
-    let code = read
-        .error
-        .as_ref()
-        .and_then(|error| error["code"].as_str())
-        .unwrap_or_default();
-    let outcome = match read.response {
-        Some(response) => {
-            let body = response
-                .body
-                .map_or(Bytes::new(), |body| line.slice_ref(body.get().as_bytes()));
-            Outcome::Answered(response.status_code, body)
+/// A body on one line, however its caller wrote the JSON: line ends stand only between tokens.
+fn one_line(body: &[u8]) -> impl Iterator<Item = u8> {
+    body.iter().map(|byte| {
+        if matches!(byte, b'\n' | b'\r') {
+            b' '
+        } else {
+            *byte
         }
-        None if code == "batch_cancelled" => Outcome::Cancelled,
-        None if code == "batch_expired" => Outcome::Expired,
-        None => Outcome::Answered(500, Bytes::from(json!({"error": read.error}).to_string())),
-    };
-    each(&read.custom_id, outcome);
-    Ok(())
+    })
 }
 
-#[derive(Deserialize)]
-struct AnthropicLine<'a> {
-    custom_id: String,
-    #[serde(borrow)]
-    result: AnthropicResult<'a>,
-}
-
-#[derive(Deserialize)]
-struct AnthropicResult<'a> {
-    r#type: String,
-    #[serde(borrow)]
-    message: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-}
-
-fn anthropic_result(line: &Bytes, each: &mut impl FnMut(&str, Outcome)) -> Result<(), RemoteError> {
-    let read: AnthropicLine<'_> = parse(line)?;
-    let raw = |raw: Option<&RawValue>| raw.map_or(Bytes::new(), |raw| line.slice_ref(raw.get().as_bytes()));
-    let outcome = match read.result.r#type.as_str() {
-        "succeeded" => Outcome::Answered(200, raw(read.result.message)),
-        "canceled" => Outcome::Cancelled,
-        "expired" => Outcome::Expired,
-        _ => {
-            let error = raw(read.result.error);
-            let told: Value = serde_json::from_slice(&error).unwrap_or_default();
-            let kind = told["error"]["type"]
-                .as_str()
-                .or(told["type"].as_str())
-                .unwrap_or_default();
-            let status = match kind {
-                "invalid_request_error" => 400,
-                "rate_limit_error" => 429,
-                "overloaded_error" => 529,
-                "not_found_error" => 404,
-                _ => 500,
-            };
-            Outcome::Answered(status, error)
-        }
-    };
-    each(&read.custom_id, outcome);
-    Ok(())
+/// The batches of a page whose list is `data`, of which the last is where the next page begins.
+fn data(page: &Value) -> (&[Value], Option<String>) {
+    let batches = page["data"].as_array().map_or(&[][..], Vec::as_slice);
+    let last = batches.last().and_then(|batch| batch["id"].as_str());
+    let more = last.filter(|_| page["has_more"] == true);
+    (batches, more.map(str::to_owned))
 }

@@ -151,12 +151,17 @@ impl Taking {
                 return Ok(());
             }
         }
-        match read.and_then(|admitted| item(&desk.gateway, &admitted, (self.count, custom_id), when)) {
+        let kind = self.job.kind;
+        match read.and_then(|admitted| item(&desk.gateway, (&admitted, kind), (self.count, custom_id), when))
+        {
             Ok(item) => {
                 self.waiting.push(item);
                 self.waiting_bytes += size;
             }
-            Err(refusal) => self.mistake(at, &refusal.message),
+            Err(refusal) => {
+                let hint = refusal.hint.as_ref().map(|hint| format!(" ({hint})"));
+                self.mistake(at, &(refusal.message + &hint.unwrap_or_default()));
+            }
         }
         if self.waiting.len() >= CHUNK_ITEMS || self.waiting_bytes >= CHUNK_BYTES {
             self.store(desk).await?;

@@ -1,9 +1,11 @@
 //! What the batch tier runs on.
 
+use super::BaseUrl;
 use super::document;
 use super::mistakes::Mistakes;
 use super::secret::Secret;
 use ::batch::{FlushRules, Rescue};
+use exchange::{Dialect, Surface};
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,6 +34,50 @@ impl Batch {
     /// Giving up on flex costs so much of an item's time: two pauses before it is asked again.
     pub(crate) const fn flex_leave_us(&self) -> i64 {
         self.flex_again_us.saturating_mul(2)
+    }
+}
+
+impl BatchApi {
+    /// Requests to this endpoint can be in its batches.
+    pub(crate) const fn takes(self, surface: Surface) -> bool {
+        match self {
+            Self::Openai | Self::Anthropic => true,
+            Self::Gemini => !surface.is_plain(),
+        }
+    }
+
+    /// Its items are put into a form of its own, and not all that its provider takes at once can be.
+    pub(crate) const fn has_own_form(self) -> bool {
+        matches!(self, Self::Gemini)
+    }
+
+    /// What a provider has to be for this to be its batch API: its dialect, and where its base URL ends.
+    const fn needs(self) -> (Dialect, &'static str) {
+        match self {
+            Self::Openai => (Dialect::OpenaiChat, ""),
+            Self::Anthropic => (Dialect::Anthropic, ""),
+            Self::Gemini => (Dialect::OpenaiChat, "/openai"),
+        }
+    }
+
+    /// Whether a provider can have it. `at`: the provider's path in the document.
+    pub(super) fn check(self, at: &str, (dialect, base): (Dialect, &BaseUrl), mistakes: &mut Mistakes<'_>) {
+        let (needed, end) = self.needs();
+        let name = match self {
+            Self::Openai => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Gemini => "gemini",
+        };
+        if dialect != needed {
+            let problem = format!("`{name}` is not for a provider that speaks {dialect}");
+            let hint = format!("write `dialect: {needed}`, or leave `batch` out");
+            mistakes.hinted(format!("{at}.batch"), problem, &hint);
+        } else if !base.path.ends_with(end) {
+            let problem = format!("of a provider with `batch: {name}` must end in `{end}`");
+            let hint = "Gemini's batches stand beside its surface that speaks openai_chat: \
+                        https://generativelanguage.googleapis.com/v1beta/openai";
+            mistakes.hinted(format!("{at}.base_url"), problem, hint);
+        }
     }
 }
 

@@ -525,14 +525,20 @@ impl document::Provider {
         let first_byte_timeout = timeout("first_byte_timeout_ms", self.first_byte_timeout_ms);
         let gap_timeout = timeout("gap_timeout_ms", self.gap_timeout_ms);
         let ca_file = self.ca_file.as_ref();
+        let ca_file = ca_file.map(|path| existing(folder, path, at("ca_file"), mistakes));
+        let base = base?;
+        let dialect = match self.dialect {
+            document::WireFormat::OpenaiChat => Dialect::OpenaiChat,
+            document::WireFormat::Anthropic => Dialect::Anthropic,
+        };
+        if let Some(batch) = self.batch {
+            batch.check(&format!("providers.{name}"), (dialect, &base), mistakes);
+        }
         Some(Provider {
             name: name.into(),
-            dialect: match self.dialect {
-                document::WireFormat::OpenaiChat => Dialect::OpenaiChat,
-                document::WireFormat::Anthropic => Dialect::Anthropic,
-            },
-            ca_file: ca_file.map(|path| existing(folder, path, at("ca_file"), mistakes)),
-            base: base?,
+            dialect,
+            ca_file,
+            base,
             credential,
             http2: self.http2,
             streams: self.streams,
@@ -560,6 +566,7 @@ impl document::Provider {
             (Some(url), _) => url.as_str(),
             (None, "openai") => "https://api.openai.com/v1",
             (None, "anthropic") => "https://api.anthropic.com/v1",
+            (None, "gemini") => "https://generativelanguage.googleapis.com/v1beta/openai",
             (None, _) => {
                 let problem = "is missing, and this provider is not a known one";
                 mistakes.hinted(at, problem, "write it up to and including `/v1`");

@@ -218,3 +218,35 @@ fn no_empty_or_short_admin_key_is_accepted() {
         assert!(error.to_string().contains(problem), "{error}");
     }
 }
+
+#[test]
+fn a_batch_api_belongs_to_a_provider_that_has_it() {
+    let provider = |rest: &str| format!("providers:\n  p:\n    credential: file:t\n{rest}");
+    let base = "    base_url: https://h/v1beta/openai\n    dialect: openai_chat\n    batch: gemini\n";
+    let told = |text: String| report(&text);
+    assert!(
+        !told(provider(base)).contains("batch"),
+        "only the credential is missing"
+    );
+    let other = told(provider(&base.replace("openai_chat", "anthropic")));
+    assert!(
+        other.contains("t.yaml:6") && other.contains("`gemini` is not for a provider that speaks anthropic"),
+        "{other}"
+    );
+    assert!(other.contains("write `dialect: openai_chat`"), "{other}");
+    let elsewhere = told(provider(&base.replace("/v1beta/openai", "/v1")));
+    assert!(
+        elsewhere.contains("t.yaml:4") && elsewhere.contains("must end in `/openai`"),
+        "{elsewhere}"
+    );
+    assert!(
+        elsewhere.contains("generativelanguage.googleapis.com/v1beta/openai"),
+        "{elsewhere}"
+    );
+    for (dialect, batch) in [("anthropic", "openai"), ("openai_chat", "anthropic")] {
+        let text = base
+            .replace("openai_chat", dialect)
+            .replace("batch: gemini", &format!("batch: {batch}"));
+        assert!(told(provider(&text)).contains("is not for a provider that speaks"));
+    }
+}

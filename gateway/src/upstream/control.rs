@@ -5,10 +5,13 @@ use bytes::Bytes;
 use pingora_http::RequestHeader;
 use tokio::time::timeout;
 
+const GOOGLE_KEY: &str = "x-goog-api-key";
+
 /// One such call.
 pub(crate) struct Control {
     pub(crate) method: &'static str,
     pub(crate) root: Root,
+    pub(crate) authority: Authority,
     /// Behind the root.
     pub(crate) path: String,
     pub(crate) content_type: Option<String>,
@@ -26,11 +29,21 @@ pub(crate) enum Root {
     Origin,
 }
 
+/// How a call says whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Authority {
+    /// As every call of the provider's dialect.
+    Usual,
+    /// By `x-goog-api-key`: a key in `authorization` is taken for a token there, and refused.
+    Google,
+}
+
 impl Control {
     pub(crate) fn get(path: String) -> Self {
         Self {
             method: "GET",
             root: Root::Base,
+            authority: Authority::Usual,
             path,
             content_type: None,
             fields: Vec::new(),
@@ -42,25 +55,51 @@ impl Control {
         Self {
             method: "POST",
             root: Root::Base,
+            authority: Authority::Usual,
             path,
             content_type: Some("application/json".into()),
             fields: Vec::new(),
             body,
         }
     }
+
+    /// A field that every call to the provider has goes with this one too.
+    fn keeps(&self, name: &str) -> bool {
+        name != "content-type" && (self.authority == Authority::Usual || name != "authorization")
+    }
+}
+
+/// The whole of an answer.
+pub(crate) struct Told {
+    pub(crate) status: u16,
+    pub(crate) fields: http::HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Upstream {
+    fn google_key(&self, call: &Control) -> Option<&str> {
+        let credential = self.settings.credential.as_ref()?;
+        (call.authority == Authority::Google).then(|| credential.expose())
+    }
+
     /// Makes the call and reads the answer, up to `limit` bytes of it.
     pub(crate) async fn control(&self, call: &Control, limit: usize) -> Result<(u16, Bytes), OpenError> {
+        let told = self.control_told(call, limit).await?;
+        Ok((told.status, told.body))
+    }
+
+    /// The same, with the head's fields.
+    pub(crate) async fn control_told(&self, call: &Control, limit: usize) -> Result<Told, OpenError> {
         let mut opened = self.control_open(call).await?;
         let status = opened.status();
+        let head = opened.session.response_header();
+        let fields = head.map_or_else(http::HeaderMap::new, |head| head.headers.clone());
         let body = timeout(self.settings.first_byte_timeout, opened.read_all(limit)).await;
         let body = body
             .map_err(|_| OpenError::FirstByteTimeout)?
             .map_err(OpenError::Exchange)?;
         self.release(opened).await;
-        Ok((status, body))
+        Ok(Told { status, fields, body })
     }
 
     async fn control_open(&self, call: &Control) -> Result<Opened, OpenError> {
@@ -105,9 +144,12 @@ impl Upstream {
         let path = self.control_path(call);
         head.extend_from_slice(format!("{} {path} HTTP/1.1\r\n", call.method).as_bytes());
         for (name, value) in &self.template.headers {
-            if name != "content-type" {
+            if call.keeps(name.as_str()) {
                 write_field(&mut head, name.as_str(), value.as_bytes());
             }
+        }
+        if let Some(key) = self.google_key(call) {
+            write_field(&mut head, GOOGLE_KEY, key.as_bytes());
         }
         for (name, value) in &call.fields {
             write_field(&mut head, name, value.as_bytes());
@@ -128,9 +170,12 @@ impl Upstream {
         let path = self.control_path(call);
         let mut head = Box::new(RequestHeader::build(call.method, path.as_bytes(), Some(16))?);
         for (name, value) in &self.template.headers {
-            if name != "content-type" {
+            if call.keeps(name.as_str()) {
                 head.insert_header(name.clone(), value.clone())?;
             }
+        }
+        if let Some(key) = self.google_key(call) {
+            head.insert_header(GOOGLE_KEY, key)?;
         }
         for (name, value) in &call.fields {
             head.insert_header(*name, value.as_str())?;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tests::certs::Certificate;
 use tests::fake::{Fake, Options};
 
-/// Speaks the OpenAI and Anthropic wire formats, scripted by model name.
+/// Speaks the OpenAI and Anthropic wire formats and Gemini's batches, scripted by model name.
 ///
 /// `fake-ttft50-gap5-n100` waits 50 ms, then streams 100 tokens 5 ms apart. Parts: ttftMS gapMS nTOKENS sizeBYTES thinkN
 /// inTOKENS tools STATUS (429, 500, ...) STATUSafterSECONDS failfirstN hang stallN cutN badusage nousage deaf echo stamp waitMS xLABEL;

@@ -1,7 +1,7 @@
 //! Three books compared: jobs, ledger, and the fake's own.
 
 use super::callers::get;
-use super::{ANTHROPIC, BATCH_NANOS, OPENAI, Store};
+use super::{ANTHROPIC, BATCH_NANOS, GEMINI, OPENAI, Store};
 use crate::fake::Fake;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -72,7 +72,7 @@ fn given(store: &Store, fake: &Fake, report: &mut String) {
         given + calls <= tries,
         "given {given} times in batches and {calls} at once, but {tries} tries are recorded"
     );
-    let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND j.state = 'ended' AND i.model IN ('{}', '{}')", OPENAI[0], ANTHROPIC[0]));
+    let plain = store.query(&format!("SELECT count(*), coalesce(sum(tries), 0), coalesce(max(tries), 0) FROM job_items i JOIN jobs j ON j.id = i.job WHERE j.kind <> 'file' AND j.state = 'ended' AND i.model IN ('{}', '{}', '{}')", OPENAI[0], ANTHROPIC[0], GEMINI[0]));
     let max = per_text.values().map(|(count, _)| *count).max().unwrap_or(0);
     let _ = writeln!(
         report,

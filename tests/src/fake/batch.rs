@@ -1,5 +1,5 @@
 //! Batch endpoints of fake providers, with their whole state machines: OpenAI's files and `/batches`, Anthropic's
-//! `/messages/batches`. Scripted by the model name of a batch's first item, and counted, so that a test can compare what
+//! `/messages/batches`, Gemini's files and `batchGenerateContent`. Scripted by the model name of a batch's first item, and counted, so that a test can compare what
 //! was given, answered and billed with what a gateway believes.
 //!
 //! Time passes by the clock: a batch is looked at when somebody asks, and is then as far as its age says. Items are done
@@ -7,9 +7,11 @@
 //! and billed, the rest is not.
 
 mod anthropic;
+mod gemini;
 mod openai;
 
 pub(super) use anthropic::answer as answer_anthropic;
+pub(super) use gemini::answer as answer_gemini;
 pub(super) use openai::answer as answer_openai;
 
 use super::call::Call;
@@ -70,7 +72,7 @@ impl Phase {
     }
 }
 
-/// A batch of either kind.
+/// A batch of any kind.
 #[derive(Debug, Serialize)]
 pub(super) struct Batch {
     pub(super) id: String,

@@ -3,7 +3,7 @@
 use super::call::Call;
 use super::log::{Ended, Log, Ticket};
 use super::play::{Event, Play};
-use super::{Options, anthropic, openai};
+use super::{Options, anthropic, openai, plain};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -104,7 +104,10 @@ async fn handle(request: Request<Incoming>, log: &Arc<Log>) -> Response<Body> {
         }
         (&Method::GET, "/_fake/batches") => json(&log.batches.shown()),
         (_, path) if is_batch(path) => batch(request, log).await,
-        (&Method::POST, "/v1/chat/completions") => answer(Wire::Openai, request, log).await,
+        (_, path) if is_gemini(path) => gemini(request, log).await,
+        (&Method::POST, "/v1/chat/completions" | "/v1beta/openai/chat/completions") => {
+            answer(Wire::Openai, request, log).await
+        }
         (&Method::POST, "/v1/embeddings" | "/v1/completions" | "/v1/responses") => {
             answer(Wire::Openai, request, log).await
         }
@@ -120,6 +123,33 @@ fn is_batch(path: &str) -> bool {
     ["/v1/files", "/v1/batches", "/v1/messages/batches"]
         .iter()
         .any(|lead| path.starts_with(lead))
+}
+
+fn is_gemini(path: &str) -> bool {
+    [
+        "/v1beta/models/",
+        "/v1beta/batches",
+        "/upload/v1beta/",
+        "/download/v1beta/",
+    ]
+    .iter()
+    .any(|lead| path.starts_with(lead))
+}
+
+/// Gemini's own surface: files and batches.
+async fn gemini(request: Request<Incoming>, log: &Arc<Log>) -> Response<Body> {
+    let (head, incoming) = request.into_parts();
+    let Ok(body) = incoming.collect().await else {
+        return failure(Wire::Openai, 400, "the request body broke off", None);
+    };
+    let told = super::batch::answer_gemini(&log.batches, &head, &body.to_bytes());
+    let mut head = Response::builder()
+        .status(told.status)
+        .header("content-type", "application/json");
+    for (name, value) in told.fields {
+        head = head.header(name, value);
+    }
+    head.body(full(told.body)).unwrap()
 }
 
 /// Files and batches, by whoever brings a key.
@@ -143,7 +173,10 @@ async fn batch(request: Request<Incoming>, log: &Arc<Log>) -> Response<Body> {
     }
     let (method, path, body) = (&head.method, head.uri.path(), body.to_bytes());
     let answered = match wire {
-        Wire::Openai => super::batch::answer_openai(&log.batches, method, path, &body),
+        Wire::Openai => {
+            let query = head.uri.query().unwrap_or_default();
+            super::batch::answer_openai(&log.batches, method, (path, query), &body)
+        }
         Wire::Anthropic => super::batch::answer_anthropic(&log.batches, method, path, &body),
     };
     match answered {
@@ -169,7 +202,12 @@ async fn answer(wire: Wire, request: Request<Incoming>, log: &Arc<Log>) -> Respo
     let scripted = head.headers.get("x-fake").and_then(|value| value.to_str().ok());
     let mut id = 0;
     ticket.update(|entry| id = entry.id);
-    let endpoint = head.uri.path();
+    let path = head.uri.path();
+    // Gemini's surface that speaks OpenAI's dialect.
+    let endpoint = path
+        .strip_prefix("/v1beta/openai")
+        .map_or(path.to_owned(), |rest| format!("/v1{rest}"));
+    let endpoint = endpoint.as_str();
     let call = match Call::read(id, &body, scripted) {
         Ok(call) => call.at(endpoint),
         Err(message) => return finish(&mut ticket, failure(wire, 400, &message, None)),
@@ -202,7 +240,7 @@ async fn answer(wire: Wire, request: Request<Incoming>, log: &Arc<Log>) -> Respo
     }
     let wait = call.script.wait_ms;
     let mut response = if call.stream {
-        stream(wire, call, ticket)
+        stream((wire, endpoint), call, ticket)
     } else {
         whole((wire, endpoint), call, ticket).await
     };
@@ -231,13 +269,14 @@ fn objection(wire: Wire, headers: &HeaderMap, call: &Call) -> Option<Response<Bo
     }
 }
 
-fn stream(wire: Wire, call: Call, ticket: Ticket) -> Response<Body> {
+fn stream((wire, endpoint): (Wire, &str), call: Call, ticket: Ticket) -> Response<Body> {
     ticket.first_byte(200);
     let (script, total) = (call.script.clone(), call.output_tokens());
     let call = Arc::new(call);
-    let events: Box<dyn Iterator<Item = Event> + Send> = match wire {
-        Wire::Openai => Box::new(openai::events(call)),
-        Wire::Anthropic => Box::new(anthropic::events(call)),
+    let events: Box<dyn Iterator<Item = Event> + Send> = match (wire, endpoint) {
+        (Wire::Openai, "/v1/chat/completions") => Box::new(openai::events(call)),
+        (Wire::Openai, _) => plain::events(endpoint, call),
+        (Wire::Anthropic, _) => Box::new(anthropic::events(call)),
     };
     let play = Play::new(events, script, total, ticket);
     response(wire, 200)

@@ -2,7 +2,7 @@
 //! metered, errors told in the caller's own shape.
 //!
 //! Owns: OpenAI chat completions and Anthropic messages, in both directions; OpenAI's embeddings, completions and
-//! responses, which pass as they are. Refuses to know: sockets, prices,
+//! responses, which pass as they are; what goes into Gemini's batches. Refuses to know: sockets, prices,
 //! accounts, time. Invariants: between equal dialects unknown fields survive byte for byte; what a translation cannot
 //! carry is listed as a `Loss`; usage leaves here in disjoint classes.
 
@@ -11,6 +11,7 @@ mod anthropic;
 mod encode;
 mod error;
 mod fold;
+mod gemini;
 mod models;
 mod neutral;
 mod openai;
@@ -26,6 +27,7 @@ mod whole;
 pub use answer::{Answer, AnswerError, Delivery, read_answer};
 pub use encode::{EncodeError, Encoded, Loss, Target, encode};
 pub use error::{UpstreamError, error_body, upstream_error};
+pub use gemini::{GeminiError, from_gemini, to_gemini};
 pub use models::{ModelEntry, model_list};
 pub use neutral::Finish;
 pub use request::{ReadError, Request, read_request, read_surface};

@@ -70,4 +70,6 @@ pub(crate) enum BatchApi {
     Openai,
     /// `/messages/batches`.
     Anthropic,
+    /// `batchGenerateContent`, beside Gemini's surface that speaks OpenAI's dialect, whose base URL ends in `/openai`.
+    Gemini,
 }

@@ -15,19 +15,19 @@ const ENDPOINTS: [&str; 4] = [
 ];
 
 /// Status and body; `None`: not one of these endpoints.
-pub(crate) fn answer(batches: &Batches, method: &Method, path: &str, body: &[u8]) -> Option<(u16, Vec<u8>)> {
+pub(crate) fn answer(
+    batches: &Batches,
+    method: &Method,
+    (path, query): (&str, &str),
+    body: &[u8],
+) -> Option<(u16, Vec<u8>)> {
     let parts: Vec<&str> = path.trim_start_matches("/v1/").split('/').collect();
     let post = method == Method::POST;
     let told = batches.locked(|inner| match parts[..] {
         ["files"] if post => Some(upload(inner, body)),
         ["files", id, "content"] if !post => Some(content(inner, id)),
         ["batches"] if post => Some(create(inner, body)),
-        ["batches"] => {
-            let data: Vec<Value> = inner.batches.iter().rev().take(100).map(object).collect();
-            Some(Ok(json!({"object": "list", "data": data, "has_more": false})
-                .to_string()
-                .into_bytes()))
-        }
+        ["batches"] => Some(Ok(list(inner, query))),
         ["batches", id] if !post => Some(with(inner, id, |_| Ok(()))),
         ["batches", id, "cancel"] if post => Some(with(inner, id, |batch| {
             if batch.phase.is_over() {
@@ -55,6 +55,25 @@ fn with(inner: &mut Inner, id: &str, work: impl FnOnce(&mut Batch) -> Result<(),
         .ok_or((404, format!("No batch found with id '{id}'.")))?;
     work(batch)?;
     Ok(object(batch).to_string().into_bytes())
+}
+
+/// The latest first, 100 to a page.
+fn list(inner: &Inner, query: &str) -> Vec<u8> {
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
+    let own = || {
+        inner
+            .batches
+            .iter()
+            .rev()
+            .filter(|batch| batch.id.starts_with("batch_"))
+    };
+    let skip = after.and_then(|id| own().position(|batch| batch.id == id));
+    let skip = skip.map_or(0, |at| at + 1);
+    let data: Vec<Value> = own().skip(skip).take(100).map(object).collect();
+    let has_more = own().count() > skip + 100;
+    json!({"object": "list", "data": data, "has_more": has_more})
+        .to_string()
+        .into_bytes()
 }
 
 /// The file's part of a form.
