@@ -17,7 +17,7 @@ def client(stack, key):
 def last_row(stack, where):
     """The newest request of this kind, once the ledger has it."""
     for _ in range(100):
-        found = stack.rows(f"SELECT surface, ending, output_tokens FROM requests WHERE {where} ORDER BY received_unix_us DESC LIMIT 1")
+        found = stack.rows(f"SELECT surface, ending, output FROM requests JOIN attempts ON request = id WHERE {where} ORDER BY id DESC LIMIT 1")
         if found:
             return found[0]
         time.sleep(0.05)
