@@ -8,7 +8,7 @@ mod serving;
 
 use crate::device;
 use clap::{Args, ValueEnum};
-use engine::backend::{BLOCK_TOKENS, Backend, Row};
+use engine::backend::{BLOCK_TOKENS, Backend, Draw, Output, Row, Want};
 use engine::model::{KvKind, Place, Progress, Use, load_watched};
 use kernels::{Isa, Pool};
 use peer::Peer;
@@ -249,14 +249,14 @@ fn table(tests: &[Test], floor: f64) -> String {
 
 /// Tokens per second of one run.
 fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f64 {
-    let mut logits = Vec::new();
+    let mut output = Output::default();
     let vocabulary = backend.info().vocabulary as u32;
     let token = |at: usize, sequence: usize| (at as u32 * 7 + sequence as u32 * 31) % vocabulary;
     let started = Instant::now();
     if batch == 0 {
         let tokens: Vec<u32> = (0..arguments.prompt).map(|at| token(at, 0)).collect();
         let blocks: Vec<u32> = (0..arguments.prompt.div_ceil(BLOCK_TOKENS) as u32).collect();
-        step(backend, (&[(&tokens, &blocks)], 0), &mut logits);
+        step(backend, (&[(&tokens, &blocks)], 0), &mut output);
         return arguments.prompt as f64 / started.elapsed().as_secs_f64();
     }
     let each = arguments.generate.div_ceil(BLOCK_TOKENS) as u32;
@@ -270,7 +270,7 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
             .zip(&blocks)
             .map(|(tokens, blocks)| (tokens.as_slice(), blocks.as_slice()))
             .collect();
-        step(backend, (&rows, at), &mut logits);
+        step(backend, (&rows, at), &mut output);
     }
     (arguments.generate * batch) as f64 / started.elapsed().as_secs_f64()
 }
@@ -278,17 +278,23 @@ fn measure(backend: &mut dyn Backend, batch: usize, arguments: &Arguments) -> f6
 /// The tokens and the blocks of one sequence.
 type Part<'a> = (&'a [u32], &'a [u32]);
 
-fn step(backend: &mut dyn Backend, (rows, first): (&[Part<'_>], usize), logits: &mut Vec<f32>) {
+fn step(backend: &mut dyn Backend, (rows, first): (&[Part<'_>], usize), output: &mut Output) {
+    // As a request would have it.
+    let wants = if backend.info().draws {
+        Want::Token(Draw::default())
+    } else {
+        Want::Logits
+    };
     let rows: Vec<Row<'_>> = rows
         .iter()
         .map(|(tokens, blocks)| Row {
             tokens,
             first,
             blocks,
-            wants_logits: true,
+            wants,
         })
         .collect();
-    backend.step(&rows, &AtomicBool::new(false), logits);
+    backend.step(&rows, &AtomicBool::new(false), output);
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::bench::check;
 use anyhow::{Context, bail};
 use clap::Args;
-use engine::backend::{BLOCK_TOKENS, Backend, Row};
+use engine::backend::{BLOCK_TOKENS, Backend, Draw, Output, Row, Want};
 use engine::model::cuda::{Capacity, Model, SyntheticModel};
 use engine::model::{CudaSettings, Device, Kernels, Place, Precision, find};
 use kernels::cuda::Ops;
@@ -180,10 +180,10 @@ fn prompt_speed(model: &mut Model, prompt: usize) -> f64 {
             tokens: &tokens,
             first: 0,
             blocks: &blocks,
-            wants_logits: true,
+            wants: Want::Token(Draw::default()),
         };
         let started = Instant::now();
-        model.step(&[row], &AtomicBool::new(false), &mut Vec::new());
+        model.step(&[row], &AtomicBool::new(false), &mut Output::default());
         best = best.max(prompt as f64 / started.elapsed().as_secs_f64());
     }
     best

@@ -210,7 +210,7 @@ const COUNTERS: [(&str, &str, ReadCounter); 10] = [
     ("steps_total", "Steps of the engine.", |metrics| &metrics.steps),
     (
         "aborted_steps_total",
-        "Steps that were stopped because nobody wanted them any more.",
+        "Times that a step was stopped between layers: nobody wanted it any more, or it was in the background and somebody came.",
         |metrics| &metrics.aborted_steps,
     ),
 ];

@@ -2,9 +2,10 @@
 //!
 //! Work is counted as the engine counts it for shares: a prompt token that was computed once, a token of output twice.
 //! *Capacity* is the interactive work of a second when callers never pause; *what is left* is capacity less the interactive
-//! work of the turn itself. Requests of both kinds are alike, so that their work is worth the same. The turns with and
-//! without the batch have the same arrivals and lengths (but other words, or the second would find the first one's in the
-//! cache), and follow each other so that a machine that changes its speed changes both.
+//! work of the turn itself. Requests of both kinds are alike, so that their work is worth the same. A round is a turn with
+//! and one without the batch, of the same arrivals and lengths (but other words, or the second would find the first one's in
+//! the cache). Capacity is found before and after each round, and a round is judged by its own: machines that others share
+//! change their speed by half within minutes. The median of the rounds is what counts.
 
 mod calls;
 mod stack;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Before anything is measured: the model's pages, connections, learned rates.
 const WARM: Duration = Duration::from_secs(3);
-/// Over which capacity is measured, twice.
-const SATURATED: Duration = Duration::from_secs(8);
+/// Over which capacity is measured, between rounds.
+const SATURATED: Duration = Duration::from_secs(5);
 
 /// How to measure.
 pub struct Plan {
@@ -39,6 +40,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Turn {
     with_batch: bool,
+    /// The mean of before and after its round.
     capacity: f64,
     interactive: f64,
     background: f64,
@@ -60,27 +62,25 @@ pub struct Outcome(Vec<Turn>);
 pub fn run(plan: &Plan) -> anyhow::Result<Outcome> {
     let stack = Stack::start(&plan.model)?;
     closed(&stack, plan.callers, (plan.seed, WARM))?;
-    let (mut capacity, mut requests): (f64, f64) = (0.0, 0.0);
-    for turn in 0..2 {
-        let (work, count) = saturated(&stack, plan, turn)?;
-        println!(
-            "capacity: {work:.0} work/s, {count:.2} requests/s with {} callers",
-            plan.callers
-        );
-        capacity += work / 2.0;
-        requests += count / 2.0;
-    }
     let mut turns = Vec::new();
+    let mut before = saturated(&stack, plan, 0)?;
     for round in 0..plan.rounds {
         let seed = plan.seed * 1000 + u64::from(round);
         let lasting = Duration::from_secs(plan.seconds);
+        let rate = before.requests * plan.load;
         // Which comes first changes, so that neither profits from what the other left.
-        for with_batch in [round % 2 == 1, round % 2 == 0] {
-            let arrivals = Arrivals::new(seed, requests * plan.load, lasting);
-            let turn = turn(&stack, (&arrivals, capacity), with_batch)?;
+        let order = [round % 2 == 1, round % 2 == 0];
+        let both: anyhow::Result<Vec<Turn>> = order
+            .into_iter()
+            .map(|with_batch| turn(&stack, &Arrivals::new(seed, rate, lasting), with_batch))
+            .collect();
+        let after = saturated(&stack, plan, u64::from(round) + 1)?;
+        for mut turn in both? {
+            turn.capacity = before.work.midpoint(after.work);
             println!("{}", turn.line());
             turns.push(turn);
         }
+        before = after;
     }
     if let Some(path) = &plan.keep {
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
@@ -94,16 +94,30 @@ pub fn run(plan: &Plan) -> anyhow::Result<Outcome> {
     Ok(Outcome(turns))
 }
 
-fn saturated(stack: &Stack, plan: &Plan, turn: u64) -> anyhow::Result<(f64, f64)> {
+/// What the engine does in a second when callers never pause.
+struct Capacity {
+    work: f64,
+    requests: f64,
+}
+
+fn saturated(stack: &Stack, plan: &Plan, turn: u64) -> anyhow::Result<Capacity> {
     let before = stack.work()?;
     let began = Instant::now();
     let calls = closed(stack, plan.callers, (plan.seed + 77 + turn, SATURATED))?;
     let seconds = began.elapsed().as_secs_f64();
     let work = stack.work()?.since(&before);
-    Ok((work.interactive / seconds, calls as f64 / seconds))
+    let capacity = Capacity {
+        work: work.interactive / seconds,
+        requests: calls as f64 / seconds,
+    };
+    println!(
+        "capacity: {:.0} work/s, {:.2} requests/s with {} callers",
+        capacity.work, capacity.requests, plan.callers
+    );
+    Ok(capacity)
 }
 
-fn turn(stack: &Stack, (arrivals, capacity): (&Arrivals, f64), with_batch: bool) -> anyhow::Result<Turn> {
+fn turn(stack: &Stack, arrivals: &Arrivals, with_batch: bool) -> anyhow::Result<Turn> {
     stack.settle()?;
     let batch = with_batch.then(|| stack.batch()).transpose()?;
     let (before, began) = (stack.work()?, Instant::now());
@@ -119,7 +133,7 @@ fn turn(stack: &Stack, (arrivals, capacity): (&Arrivals, f64), with_batch: bool)
     }
     Ok(Turn {
         with_batch,
-        capacity,
+        capacity: 0.0,
         interactive: interactive / seconds,
         background: background / seconds,
         busy: busy.map(|busy| busy / seconds),
@@ -165,15 +179,18 @@ impl Outcome {
         quantile(&all, 0.5)
     }
 
-    /// By how much the median time to the first token rises, as a share.
+    /// By how much the median time to the first token rises, as a share; the median of the rounds.
     pub fn rise(&self) -> f64 {
-        self.first_token(true, 0.5) / self.first_token(false, 0.5) - 1.0
+        let p50 = |turn: &Turn| quantile(&turn.first_token, 0.5);
+        let pairs = self.of(true).zip(self.of(false));
+        let rises: Vec<f64> = pairs.map(|(on, off)| p50(on) / p50(off) - 1.0).collect();
+        quantile(&rises, 0.5)
     }
 
-    /// Background work as a share of what is left.
+    /// Background work as a share of what is left; the median of the rounds.
     pub fn used(&self) -> f64 {
-        let sum = |of: fn(&Turn) -> f64| self.of(true).map(of).sum::<f64>();
-        sum(|turn| turn.background) / sum(|turn| turn.capacity - turn.interactive)
+        let used = |turn: &Turn| turn.background / (turn.capacity - turn.interactive);
+        quantile(&self.of(true).map(used).collect::<Vec<f64>>(), 0.5)
     }
 
     /// For people.
@@ -201,10 +218,16 @@ impl Outcome {
         let answers = self.of(true).map(|turn| turn.first_token.len()).sum::<usize>();
         let _ = writeln!(
             out,
-            "capacity {capacity:.0} work/s; interactive {interactive:.0} ({:.0} %), left {:.0}, background {:.0} ({:.0} % of what is left); {answers} answers each way",
+            "capacity {capacity:.0} work/s; interactive {interactive:.0} ({:.0} %), left {:.0}, background {:.0}; {answers} answers each way",
             100.0 * interactive / capacity,
             capacity - interactive,
             mean(&|turn| turn.background),
+        );
+        let _ = writeln!(
+            out,
+            "medians of {} rounds: ttft p50 {:+.1} %, background {:.0} % of what is left",
+            self.of(true).count(),
+            100.0 * self.rise(),
             100.0 * self.used(),
         );
         let _ = writeln!(

@@ -10,6 +10,7 @@ pub mod call;
 pub mod gemini;
 pub mod log;
 pub mod openai;
+pub mod plain;
 pub mod play;
 pub mod script;
 mod server;

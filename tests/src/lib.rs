@@ -21,4 +21,5 @@ pub mod fake;
 pub mod load;
 pub mod postgres;
 pub mod redis;
+pub mod soak;
 pub mod storm;

@@ -2,12 +2,12 @@
 //! line for each promise; the program fails where one is not kept.
 
 use anyhow::Context;
-use engine::backend::{BLOCK_TOKENS, Backend, Row, StepEnd};
+use engine::backend::{BLOCK_TOKENS, Backend, Output, Row, StepEnd, Want};
 use engine::model::cuda::SyntheticModel;
 use engine::model::{KvKind, Place, Use, load_on};
 use engine::sample::likeliest;
 use kernels::cuda::{
-    Activations, Buffer, CudaError, Emit, Form, Matrix, Norm, Ops, Place as Output, Scratch, Then,
+    Activations, Buffer, CudaError, Emit, Form, Matrix, Norm, Ops, Place as Region, Scratch, Then,
 };
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -100,19 +100,24 @@ fn compare(backends: &mut [Box<dyn Backend>; 3]) -> anyhow::Result<Likeness> {
                 tokens: &next[sequence],
                 first: done[sequence],
                 blocks: &tables[sequence],
-                wants_logits: true,
+                wants: Want::Logits,
             })
             .collect();
-        let mut logits = [const { Vec::new() }; 3];
-        for (backend, logits) in backends.iter_mut().zip(&mut logits) {
-            let end = backend.step(&rows, &AtomicBool::new(false), logits);
+        let mut outputs = [const {
+            Output {
+                logits: Vec::new(),
+                tokens: Vec::new(),
+            }
+        }; 3];
+        for (backend, output) in backends.iter_mut().zip(&mut outputs) {
+            let end = backend.step(&rows, &AtomicBool::new(false), output);
             anyhow::ensure!(end == StepEnd::Done, "a step did not end");
         }
         let mut chosen = Vec::new();
         for row in 0..PROMPTS.len() {
-            let [exact, cpu, card] = logits
+            let [exact, cpu, card] = outputs
                 .each_ref()
-                .map(|logits| &logits[row * vocabulary..(row + 1) * vocabulary]);
+                .map(|output| &output.logits[row * vocabulary..(row + 1) * vocabulary]);
             likeness.take(exact, cpu, card);
             chosen.push(likeliest(cpu));
         }
@@ -169,7 +174,7 @@ pub(crate) fn gemm_peak(ops: &Ops, size: usize, rounds: usize) -> Result<f64, Cu
     for _ in 0..rounds {
         driver.synchronize()?;
         let started = Instant::now();
-        let place = Output {
+        let place = Region {
             offset: 0,
             stride: size,
             then: Then::Replace,
@@ -264,6 +269,7 @@ mod tests {
             capacity: Capacity {
                 tokens: 512,
                 sequences: 4,
+                ..Capacity::default()
             },
         }
     }

@@ -2,7 +2,7 @@
 //! which the second half counts.
 
 use anyhow::Context;
-use engine::backend::{BLOCK_TOKENS, Backend, Row};
+use engine::backend::{BLOCK_TOKENS, Backend, Output, Row, Want};
 use engine::text::Tokenizer;
 use std::io::Write;
 use std::path::Path;
@@ -51,22 +51,26 @@ pub(super) fn run(backend: &mut dyn Backend, tokenizer: &Tokenizer, path: &Path)
 fn surprises(backend: &mut dyn Backend, window: &[u32]) -> Vec<f64> {
     let blocks: Vec<u32> = (0..(WINDOW / BLOCK_TOKENS) as u32).collect();
     let abort = AtomicBool::new(false);
-    let (mut logits, mut out) = (Vec::new(), Vec::new());
+    let (mut output, mut out) = (Output::default(), Vec::new());
     let half = WINDOW / 2;
-    let row = |range: std::ops::Range<usize>, wants_logits| Row {
+    let row = |range: std::ops::Range<usize>, wants| Row {
         first: range.start,
         tokens: &window[range],
         blocks: &blocks,
-        wants_logits,
+        wants,
     };
-    backend.step(&[row(0..half, false)], &abort, &mut logits);
+    backend.step(&[row(0..half, Want::Nothing)], &abort, &mut output);
     for start in (half..WINDOW - 1).step_by(AT_ONCE) {
         let end = (start + AT_ONCE).min(WINDOW - 1);
         // Rows of one token: logits come after each.
-        let rows: Vec<Row<'_>> = (start..end).map(|at| row(at..at + 1, true)).collect();
-        backend.step(&rows, &abort, &mut logits);
+        let rows: Vec<Row<'_>> = (start..end).map(|at| row(at..at + 1, Want::Logits)).collect();
+        backend.step(&rows, &abort, &mut output);
         let vocabulary = backend.info().vocabulary;
-        for (logits, next) in logits.chunks_exact(vocabulary).zip(&window[start + 1..=end]) {
+        for (logits, next) in output
+            .logits
+            .chunks_exact(vocabulary)
+            .zip(&window[start + 1..=end])
+        {
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let total: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
             out.push(total.ln() - f64::from(logits[*next as usize] - largest));

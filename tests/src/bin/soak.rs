@@ -1,7 +1,8 @@
 //! A long, unfriendly day for local-backend: many clients who ask, hang up, send nonsense, read slowly and ask for too
-//! much. Says at the end whether it crashed, leaked, or was unfair, with the figures; exits with 1 if it was.
+//! much, with a lull now and then in which nobody does. Memory, slots and blocks are read each second. Says at the end whether
+//! it crashed, leaked, or was unfair, with the figures; exits with 1 if it was.
 //!
-//! `cargo build --release -p tests -p local-backend --bins && target/release/soak --seconds 1800`
+//! `cargo build --release -p tests -p local-backend --bins && target/release/soak --seconds 1800 --samples soak.csv`
 
 #![allow(clippy::print_stdout, reason = "its report")]
 
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tests::load::process::resident_kib;
+use tests::soak::{Sample, blocks_each, memory, second_half};
 
 #[derive(Parser)]
 struct Arguments {
@@ -24,14 +27,21 @@ struct Arguments {
     model: PathBuf,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where to write what was held each second, as CSV.
+    #[arg(long)]
+    samples: Option<PathBuf>,
 }
 
 const TENANTS: [(&str, u32); 2] = [("light", 1), ("heavy", 3)];
 const SLOTS: usize = 6;
-/// What RSS may grow by after the first fifth, in share and in KiB.
-const GROWTH: (f64, u64) = (0.05, 16 << 10);
+/// What RSS may grow by in the second half, in share and in KiB: whichever is more.
+const GROWTH: (f64, f64) = (0.02, 8192.0);
+/// What blocks for each running request may grow by in the second half, as a share of their mean.
+const MORE_BLOCKS: f64 = 0.1;
 /// Seconds from which growth says something: before that, blocks of the cache are still touched for the first time.
-const SETTLED: usize = 120;
+const SETTLED: f64 = 240.0;
+/// Between two lulls, and how long the last request of one may take.
+const LULL: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(30));
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What clients did, and what came of it.
@@ -43,7 +53,19 @@ struct Tally {
     slow: AtomicU64,
     bad: AtomicU64,
     wrong: AtomicU64,
+    /// Nobody asks.
+    lull: AtomicBool,
     over: AtomicBool,
+}
+
+/// What was seen of the server.
+#[derive(Default)]
+struct Seen {
+    samples: Vec<Sample>,
+    /// What was held at the end of each lull.
+    idle: Vec<Sample>,
+    /// Seconds without health.
+    sick: u64,
 }
 
 struct Random(u64);
@@ -127,21 +149,8 @@ impl Server {
         read_all(&mut stream)
     }
 
-    fn rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-            .unwrap_or(0)
-    }
-
-    /// The sum of a metric over its labels.
     fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").map(|(_, text)| text).unwrap_or_default();
-        let lead = format!("local_{name}{{");
-        let lines = text.lines().filter(|line| line.starts_with(&lead));
-        lines
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+        sum(&self.metrics(), name).unwrap_or(0.0)
     }
 
     /// What each tenant was served: prompt tokens that were computed, and output tokens twice.
@@ -163,11 +172,44 @@ impl Server {
         own.filter_map(|share| share["served_tokens"].as_f64()).sum()
     }
 
+    /// What it holds now; blocks are infinite where it does not say.
+    fn sample(&self, at: Duration) -> Sample {
+        let text = self.metrics();
+        let read = |name| sum(&text, name);
+        Sample {
+            at: at.as_secs_f64(),
+            rss_kib: resident_kib(self.child.id()) as f64,
+            running: read("num_requests_running").unwrap_or(0.0),
+            blocks: read("kv_blocks_used").unwrap_or(f64::INFINITY),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.get("/metrics").map(|(_, text)| text).unwrap_or_default()
+    }
+
     fn is_clean(&self) -> bool {
+        let text = self.metrics();
         ["num_requests_running", "num_requests_waiting", "kv_blocks_used"]
             .iter()
-            .all(|name| self.metric(name) == 0.0)
+            .all(|name| sum(&text, name) == Some(0.0))
     }
+
+    /// Waits until nothing is held, for a while.
+    fn settle(&self, patience: Duration) {
+        let started = Instant::now();
+        while !self.is_clean() && started.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The sum of a metric over its labels; none where it is not told.
+fn sum(metrics: &str, name: &str) -> Option<f64> {
+    let lead = format!("local_{name}{{");
+    let lines = metrics.lines().filter(|line| line.starts_with(&lead));
+    let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.reduce(|sum, value| sum + value)
 }
 
 fn connect(address: &str) -> Option<TcpStream> {
@@ -196,6 +238,10 @@ struct Client<'a> {
 impl Client<'_> {
     fn run(&mut self) {
         while !self.tally.over.load(Ordering::Relaxed) {
+            if self.tally.lull.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             self.number += 1;
             let happened = match self.random.below(100) {
                 0..60 => self.ask(),
@@ -343,22 +389,30 @@ impl Client<'_> {
     }
 }
 
-/// RSS each second, and whether it stayed healthy.
-fn watch(server: &Server, tally: &Tally) -> (Vec<u64>, u64) {
-    let (mut rss, mut sick) = (Vec::new(), 0);
+/// What is held each second and at the end of each lull, and whether it stayed healthy.
+fn watch(server: &Server, tally: &Tally) -> Seen {
+    let (mut seen, started) = (Seen::default(), Instant::now());
+    let mut next_lull = LULL.0;
     while !tally.over.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_secs(1));
-        rss.push(server.rss_kib());
-        sick += u64::from(server.get("/health").is_none_or(|(status, _)| status != 200));
+        seen.samples.push(server.sample(started.elapsed()));
+        seen.sick += u64::from(server.get("/health").is_none_or(|(status, _)| status != 200));
+        if started.elapsed() > next_lull {
+            tally.lull.store(true, Ordering::Relaxed);
+            server.settle(LULL.1);
+            seen.idle.push(server.sample(started.elapsed()));
+            tally.lull.store(false, Ordering::Relaxed);
+            next_lull += LULL.0;
+        }
     }
-    (rss, sick)
+    seen
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let server = Server::start(&arguments.model)?;
     let tally = Tally::default();
-    let (rss, sick) = std::thread::scope(|scope| {
+    let mut seen = std::thread::scope(|scope| {
         for number in 0..arguments.clients {
             let (server, tally) = (&server, &tally);
             let random = Random(arguments.seed.wrapping_mul(1000) + number);
@@ -378,51 +432,79 @@ fn main() -> anyhow::Result<()> {
         let watcher = scope.spawn(|| watch(&server, &tally));
         std::thread::sleep(Duration::from_secs(arguments.seconds));
         tally.over.store(true, Ordering::Relaxed);
-        watcher.join().unwrap_or_default()
-    });
-    let started = Instant::now();
-    while !server.is_clean() && started.elapsed() < Duration::from_secs(10) {
-        std::thread::sleep(Duration::from_millis(50));
+        watcher.join()
+    })
+    .map_err(|_| anyhow::anyhow!("nothing can be read of the server any more"))?;
+    server.settle(LULL.1);
+    seen.idle
+        .push(server.sample(Duration::from_secs(arguments.seconds)));
+    if let Some(path) = &arguments.samples {
+        std::fs::write(path, csv(&seen.samples))?;
     }
-    report(&server, &tally, (&rss, sick))
+    report(&server, &tally, &seen)
 }
 
-fn report(server: &Server, tally: &Tally, (rss, sick): (&[u64], u64)) -> anyhow::Result<()> {
+fn csv(samples: &[Sample]) -> String {
+    let line = |sample: &Sample| {
+        let Sample {
+            at,
+            rss_kib,
+            running,
+            blocks,
+        } = sample;
+        format!("{at:.1},{rss_kib},{running},{blocks}\n")
+    };
+    let lines: String = samples.iter().map(line).collect();
+    format!("seconds,rss_kib,running,blocks\n{lines}")
+}
+
+fn report(server: &Server, tally: &Tally, seen: &Seen) -> anyhow::Result<()> {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    // The first fifth warms up: buffers and caches grow to their size.
-    let warm = &rss[rss.len() / 5..];
-    let (before, after) = (
-        median(&warm[..warm.len() / 4]),
-        median(&warm[warm.len() - warm.len() / 4..]),
-    );
+    let half = second_half(&seen.samples);
+    let (memory, blocks) = (memory(half), blocks_each(half));
+    let left: Vec<f64> = seen.idle.iter().map(|sample| sample.blocks).collect();
     let ratio = server.served(TENANTS[1].0) / server.served(TENANTS[0].0).max(1.0);
     let (is_clean, mean_ms) = (
         server.is_clean(),
         server.metric("step_seconds_sum") / server.metric("step_seconds_count").max(1.0) * 1e3,
     );
+    let two = |value: f64| (value * 100.0).round() / 100.0;
     let shown = json!({
         "answered": read(&tally.answered), "refused": read(&tally.refused), "left": read(&tally.left), "slow": read(&tally.slow),
-        "bad_input": read(&tally.bad), "wrong": read(&tally.wrong), "unhealthy_seconds": sick, "rss_mib": [before >> 10, after >> 10],
-        "nothing_left_behind": is_clean, "share_heavy_to_light": (ratio * 100.0).round() / 100.0, "mean_step_ms": mean_ms,
+        "bad_input": read(&tally.bad), "wrong": read(&tally.wrong), "unhealthy_seconds": seen.sick,
+        "rss_mib": { "mean": two(memory.mean / 1024.0), "growth": two(memory.growth / 1024.0), "error": two(memory.error / 1024.0),
+            "per_hour": two(memory.per_hour() / 1024.0) },
+        "blocks_for_each_running": { "mean": two(blocks.mean), "growth": two(blocks.growth), "error": two(blocks.error) },
+        "seconds_of_second_half": memory.span.round(), "blocks_held_while_idle": left,
+        "nothing_left_behind": is_clean, "share_heavy_to_light": two(ratio), "mean_step_ms": mean_ms,
         "cancelled": server.metric("cancelled_total"), "preempted": server.metric("num_preemptions_total"),
     });
     println!("{shown}");
-    let grown = after.saturating_sub(before);
-    let leaks = rss.len() >= SETTLED && grown > GROWTH.1 && grown as f64 > before as f64 * GROWTH.0;
+    let is_settled = seen.samples.last().is_some_and(|last| last.at >= SETTLED);
+    let leaks = is_settled && memory.rises(GROWTH.1.max(memory.mean * GROWTH.0));
+    let keeps = is_settled && blocks.rises(blocks.mean * MORE_BLOCKS);
     // Few answers say nothing about shares.
     let unfair = read(&tally.answered) > 500 && !(2.7..=3.3).contains(&ratio);
-    anyhow::ensure!(!leaks, "its memory grew by {} MiB", grown >> 10);
+    anyhow::ensure!(
+        !leaks,
+        "its memory grows by {:.1} MiB an hour",
+        memory.per_hour() / 1024.0
+    );
+    anyhow::ensure!(
+        !keeps,
+        "blocks for each running request grew by {:.2} from {:.2}",
+        blocks.growth,
+        blocks.mean
+    );
+    anyhow::ensure!(
+        left.iter().all(|blocks| *blocks == 0.0),
+        "blocks are held while nobody asks: {left:?}"
+    );
     anyhow::ensure!(!unfair, "the shares of weights 1 and 3 are 1 to {ratio:.2}");
     anyhow::ensure!(is_clean, "requests, slots or blocks were left behind");
     anyhow::ensure!(
-        read(&tally.wrong) == 0 && sick == 0,
+        read(&tally.wrong) == 0 && seen.sick == 0,
         "wrong answers or an unhealthy server: see above"
     );
     Ok(())
-}
-
-fn median(values: &[u64]) -> u64 {
-    let mut values = values.to_vec();
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
 }

@@ -3,7 +3,7 @@
 use super::call::Call;
 use super::log::{Ended, Log, Ticket};
 use super::play::{Event, Play};
-use super::{Options, anthropic, openai};
+use super::{Options, anthropic, openai, plain};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -241,7 +241,7 @@ async fn answer(wire: Wire, request: Request<Incoming>, log: &Arc<Log>) -> Respo
     }
     let wait = call.script.wait_ms;
     let mut response = if call.stream {
-        stream(wire, call, ticket)
+        stream((wire, endpoint), call, ticket)
     } else {
         whole((wire, endpoint), call, ticket).await
     };
@@ -270,13 +270,14 @@ fn objection(wire: Wire, headers: &HeaderMap, call: &Call) -> Option<Response<Bo
     }
 }
 
-fn stream(wire: Wire, call: Call, ticket: Ticket) -> Response<Body> {
+fn stream((wire, endpoint): (Wire, &str), call: Call, ticket: Ticket) -> Response<Body> {
     ticket.first_byte(200);
     let (script, total) = (call.script.clone(), call.output_tokens());
     let call = Arc::new(call);
-    let events: Box<dyn Iterator<Item = Event> + Send> = match wire {
-        Wire::Openai => Box::new(openai::events(call)),
-        Wire::Anthropic => Box::new(anthropic::events(call)),
+    let events: Box<dyn Iterator<Item = Event> + Send> = match (wire, endpoint) {
+        (Wire::Openai, "/v1/chat/completions") => Box::new(openai::events(call)),
+        (Wire::Openai, _) => plain::events(endpoint, call),
+        (Wire::Anthropic, _) => Box::new(anthropic::events(call)),
     };
     let play = Play::new(events, script, total, ticket);
     response(wire, 200)

@@ -9,9 +9,9 @@ use crate::neutral::{Seen, Step};
 use crate::request::Request;
 use crate::sse::{self, Splitter};
 use crate::tap::{Need, Progress, Tap};
-use crate::{anthropic, error, openai};
+use crate::{anthropic, error, openai, plain};
 use bytes::Bytes;
-use exchange::{Dialect, Refusal, TokenClass, Usage, UsageSource};
+use exchange::{Dialect, Refusal, Surface, TokenClass, Usage, UsageSource};
 use serde_json::Value;
 use std::ops::Range;
 
@@ -38,6 +38,7 @@ pub enum AnswerError {
 pub struct Answer {
     upstream: Dialect,
     caller: Dialect,
+    surface: Surface,
     splitter: Splitter,
     tap: Tap,
     /// `None`: the events pass as they are.
@@ -68,7 +69,8 @@ impl Answer {
             upstream,
             caller,
             splitter: Splitter::default(),
-            tap: Tap::new(upstream, need),
+            tap: Tap::new((upstream, request.facts.surface), need),
+            surface: request.facts.surface,
             translation,
             fold,
             hide_usage: upstream == Dialect::OpenaiChat && !include_usage,
@@ -182,13 +184,17 @@ impl Answer {
         if let Some(translation) = &mut self.translation {
             return translation.end_early(usage, self.tap.head.is_some()).into();
         }
+        if let Some(response) = &self.tap.response {
+            return response.end_early(&usage).into();
+        }
         let shown = self.include_usage.then_some(&usage);
         match (self.caller, &self.tap.head) {
             (Dialect::Anthropic, head) => {
                 anthropic::answer::end_early(head.is_some(), &self.tap.open, &usage)
             }
             (_, head) => {
-                openai::answer::end_early(head.as_ref().unwrap_or(&Value::Null), self.choices, shown)
+                let head = head.as_ref().unwrap_or(&Value::Null);
+                openai::answer::end_early(self.surface, (head, self.choices), shown)
             }
         }
         .into()
@@ -213,7 +219,10 @@ impl Answer {
 
     /// The event that tells the caller why its stream breaks off.
     pub fn error_event(&mut self, refusal: &Refusal) -> Bytes {
-        error::event(self.caller, refusal)
+        match &self.tap.response {
+            Some(response) => response.error_event(refusal).into(),
+            None => error::event(self.caller, refusal),
+        }
     }
 }
 
@@ -341,7 +350,12 @@ pub fn read_answer(
 ) -> Result<(Bytes, Progress), AnswerError> {
     if request.facts.surface.is_plain() {
         let progress = crate::whole::read_plain(&body)?;
-        return Ok((body, progress));
+        if !request.facts.stream {
+            return Ok((body, progress));
+        }
+        let answer = serde_json::from_slice(&body);
+        let answer = answer.map_err(|error| AnswerError::Invalid(error.to_string()))?;
+        return Ok((plain::as_stream(request.facts.surface, answer).into(), progress));
     }
     let progress = crate::whole::read(upstream, &body)?;
     if request.dialect == upstream && !request.facts.stream {

@@ -70,7 +70,7 @@ fn limit(request: &Request, cap: u64, edits: &mut Edits) {
     }
 }
 
-fn ask_for_usage(request: &Request, edits: &mut Edits) {
+pub(crate) fn ask_for_usage(request: &Request, edits: &mut Edits) {
     let spot = request.spots.stream_options.as_ref();
     let given = spot.and_then(|span| serde_json::from_slice(&request.raw[span.clone()]).ok());
     let mut options: Value = given.filter(Value::is_object).unwrap_or_else(|| json!({}));

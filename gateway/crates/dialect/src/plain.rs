@@ -1,12 +1,15 @@
 //! OpenAI's endpoints whose requests and answers pass as they are: embeddings, completions, responses. Read for what they
-//! weigh and cost, patched in the model and the output limit, never translated.
+//! weigh and cost, patched in the model, the output limit and the wish for usage, never translated.
 //!
-//! Invariant: what is refused here could not be accounted for: a stream is not tapped, and an answer that a provider
-//! finishes in the background has no usage yet.
+//! Invariant: what is refused here could not be accounted for: an answer that a provider finishes in the background has no
+//! usage yet.
+
+pub(crate) mod responses;
 
 use crate::encode::Target;
-use crate::patch::Edits;
+use crate::patch::{self, Edits};
 use crate::request::Request;
+use crate::sse;
 use bytes::Bytes;
 use exchange::{Surface, TokenClass, Usage, UsageSource};
 use serde_json::{Value, json};
@@ -60,7 +63,21 @@ pub(crate) fn patch(request: &Request, target: &Target<'_>) -> Bytes {
         ),
         _ => {}
     }
+    if facts.surface == Surface::Completions && facts.stream && !spots.include_usage {
+        patch::ask_for_usage(request, &mut edits);
+    }
     edits.apply(request)
+}
+
+/// A whole answer as the stream that was asked for: one event, and the end.
+pub(crate) fn as_stream(surface: Surface, answer: Value) -> Vec<u8> {
+    if surface == Surface::Responses {
+        return responses::as_stream(answer);
+    }
+    let mut out = Vec::new();
+    sse::write(&mut out, None, &answer);
+    out.extend_from_slice(b"data: [DONE]\n\n");
+    out
 }
 
 /// Usage as Responses tells it.
@@ -159,13 +176,8 @@ mod tests {
     fn what_cannot_be_accounted_for_is_refused() {
         let told = |surface, body| read(surface, body).unwrap_err();
         assert!(told(Surface::Embeddings, json!({"model": "m"})).contains("`input` is missing"));
-        assert!(
-            told(
-                Surface::Responses,
-                json!({"model": "m", "input": "a", "stream": true})
-            )
-            .contains("stream")
-        );
+        let streamed = json!({"model": "m", "input": "a", "stream": true});
+        assert!(told(Surface::Embeddings, streamed).contains("stream"));
         assert!(
             told(
                 Surface::Responses,

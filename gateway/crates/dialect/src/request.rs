@@ -233,7 +233,7 @@ impl Reader<'_> {
             if facts.input_tokens == 0 && surface != Surface::Responses {
                 return Err(error(format!("the field `{content}` is missing"), Some(content)));
             }
-            if facts.stream {
+            if facts.stream && surface == Surface::Embeddings {
                 let problem = format!("answers of {} are not streamed here", surface.endpoint());
                 return Err(error(problem, Some("stream")));
             }
@@ -330,7 +330,7 @@ impl Reader<'_> {
                 let problem = "`background` is not served here: send the request as a job or in a batch";
                 self.wrong(problem, "background");
             }
-            b"service_tier" | b"metadata" | b"n" => return false,
+            b"service_tier" | b"metadata" | b"n" | b"stream_options" => return false,
             _ => {}
         }
         true

@@ -5,9 +5,10 @@
 
 use crate::answer::AnswerError;
 use crate::neutral::{Finish, Kind, Seen};
+use crate::plain::responses::Response;
 use crate::scan::{Span, string_lengths};
 use crate::{anthropic, error, openai};
-use exchange::{Dialect, Usage};
+use exchange::{Dialect, Surface, Usage};
 use memchr::memmem::Finder;
 use serde_json::Value;
 use std::sync::LazyLock;
@@ -82,10 +83,12 @@ pub(crate) struct Tap {
     need: Need,
     counts: anthropic::Counts,
     shape: Shape,
+    /// Of a response, whose events are of their own kind.
+    pub(crate) response: Option<Response>,
 }
 
 impl Tap {
-    pub(crate) fn new(dialect: Dialect, need: Need) -> Self {
+    pub(crate) fn new((dialect, surface): (Dialect, Surface), need: Need) -> Self {
         Self {
             progress: Progress::default(),
             head: None,
@@ -94,6 +97,7 @@ impl Tap {
             need,
             counts: anthropic::Counts::default(),
             shape: Shape::default(),
+            response: (surface == Surface::Responses).then(Response::default),
         }
     }
 
@@ -102,6 +106,9 @@ impl Tap {
     /// # Errors
     /// It is the provider's error.
     pub(crate) fn event(&mut self, data: &[u8]) -> Result<Seen, AnswerError> {
+        if let Some(response) = &mut self.response {
+            return response.event(data, &mut self.progress);
+        }
         if data == b"[DONE]" {
             self.progress.complete |= self.dialect == Dialect::OpenaiChat;
             return Ok(Seen::Done);
@@ -147,7 +154,8 @@ impl Tap {
         progress.served(&chunk["model"], &chunk["service_tier"]);
         let mut bytes = 0;
         for choice in chunk["choices"].as_array().into_iter().flatten() {
-            bytes += openai::generated_bytes(&choice["delta"]);
+            // Completions have a text where chat has a delta.
+            bytes += openai::generated_bytes(&choice["delta"]) + choice["text"].as_str().map_or(0, str::len);
             // Where there are several answers, the first one's reason is told.
             let counts = choice["index"] == 0 || progress.finish.is_none();
             if let Some(reason) = choice["finish_reason"].as_str().filter(|_| counts) {

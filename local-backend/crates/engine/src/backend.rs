@@ -3,6 +3,7 @@
 //! in length. Invariant: the logits of a row depend on its sequence alone, never on which rows share the step
 //! or on how a prompt was cut into chunks, bit for bit.
 
+pub use kernels::Draw;
 use std::sync::atomic::AtomicBool;
 
 /// Tokens held by one block of the KV cache.
@@ -21,8 +22,27 @@ pub struct Row<'a> {
     pub first: usize,
     /// The sequence's KV block table: block `i` holds positions `i * BLOCK_TOKENS..`.
     pub blocks: &'a [u32],
-    /// Whether the logits after the last token are asked for.
-    pub wants_logits: bool,
+    /// What is asked for after the last token.
+    pub wants: Want,
+}
+
+/// What is asked for after a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Want {
+    Nothing,
+    /// All of them, where the host has to look at them.
+    Logits,
+    /// A token drawn where the logits are. Only of a backend that says [`ModelInfo::draws`].
+    Token(Draw),
+}
+
+/// What a step gives back, each kind in row order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    /// [`ModelInfo::vocabulary`] floats for each row that wants logits.
+    pub logits: Vec<f32>,
+    /// One for each row that wants a token.
+    pub tokens: Vec<u32>,
 }
 
 /// How a step ended.
@@ -32,6 +52,8 @@ pub enum StepEnd {
     Done,
     /// The flag was seen between two layers: no logits, and the KV entries of this step's positions are undefined.
     Aborted,
+    /// As aborted, but how far it came is kept, for [`Backend::resume`], until another step is suspended.
+    Suspended,
 }
 
 /// Facts about a loaded model.
@@ -61,6 +83,8 @@ pub struct ModelInfo {
     pub eos: Vec<u32>,
     /// Whether [`Backend::step`] can be used: models of the BERT kind only embed.
     pub generates: bool,
+    /// Whether rows may want a token; where not, they want logits, and the host draws the same one.
+    pub draws: bool,
     /// Whether [`Backend::embed`] can be used.
     pub embeds: bool,
     /// Floats in an embedding.
@@ -104,12 +128,17 @@ pub trait Backend: Send {
     /// When the memory is not there; the backend then has no cache.
     fn allocate(&mut self, blocks: usize) -> Result<(), AllocateError>;
 
-    /// Computes `rows`, and fills `logits` (what was there is lost) with [`ModelInfo::vocabulary`] floats for each row that wants
-    /// them, in row order. `abort` is read between layers.
+    /// Computes `rows`, and fills `output` (what was there is lost) with what each row wants. `abort` is read between layers.
     ///
     /// # Panics
     /// When a row breaks its contract (a block or token id out of range): that is a bug of the scheduler.
-    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd;
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd;
+
+    /// As [`Self::step`], for the very rows of the last step that was suspended, whose blocks nobody else has had since: goes
+    /// on from the layer where that one stopped. Here, for backends that suspend none: from the beginning.
+    fn resume(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        self.step(rows, abort, output)
+    }
 
     /// Fills `out` (cleared first) with one vector of [`ModelInfo::embedding_width`] floats and length 1 for each sequence, in
     /// order; a sequence has at least one token and at most [`ModelInfo::context_tokens`]. `None`: this model does not embed, or there is no memory for the keys and values of so many tokens.

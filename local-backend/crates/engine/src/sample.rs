@@ -1,6 +1,9 @@
-//! From logits to a token, reproducibly: each sequence has a generator of its own. Owns penalties, cuts and the draw;
-//! refuses to know text and other sequences. Invariant: a token whose logit is minus infinity is never chosen.
+//! From logits to a token, reproducibly: token n of an answer is drawn with random number n of its seed. Owns penalties and
+//! likelihoods, and says whether a device may draw by itself; refuses to know text and other sequences. Invariant: a token whose
+//! logit is minus infinity is never chosen.
 
+pub use kernels::likeliest;
+use kernels::{Candidates, Draw};
 use std::collections::{HashMap, HashSet};
 
 /// How to choose.
@@ -41,6 +44,17 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    fn repeats(&self) -> bool {
+        (self.repetition_penalty - 1.0).abs() > f32::EPSILON
+    }
+
+    /// Whether logits change by what came before.
+    fn penalizes(&self) -> bool {
+        self.repeats() || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
 /// A token and how likely it was before temperature and cuts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -50,61 +64,65 @@ pub struct Choice {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Below this share of the likeliest token's weight a token is not drawn: it could be once in a billion.
-const NEGLIGIBLE: f32 = 1e-9;
-
 /// One sequence's sampler.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     settings: Sampling,
-    state: u64,
+    /// Tokens chosen so far.
+    chosen: u64,
     /// How often each token was produced.
     counts: HashMap<u32, u32>,
     /// Those of the prompt, where they matter.
     prompt: HashSet<u32>,
-    kept: Vec<(f32, u32)>,
+    candidates: Candidates,
 }
 
 impl Sampler {
     /// For an answer to `prompt`.
     #[must_use]
     pub fn new(settings: Sampling, prompt: &[u32]) -> Self {
-        let repeats = (settings.repetition_penalty - 1.0).abs() > f32::EPSILON;
+        let repeats = settings.repeats();
         Self {
-            state: settings.seed,
+            chosen: 0,
             prompt: prompt.iter().copied().filter(|_| repeats).collect(),
             settings,
             counts: HashMap::new(),
-            kept: Vec::new(),
+            candidates: Candidates::default(),
         }
     }
 
-    /// SplitMix64: a full period from any seed.
-    fn uniform(&mut self) -> f32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+    /// How the token after `ahead` more is drawn, where that is all there is to do: nothing is told of likelihoods, and no logit
+    /// is changed by what came before.
+    #[must_use]
+    pub fn draw_alone(&self, ahead: usize) -> Option<Draw> {
+        let settings = &self.settings;
+        let is_plain = settings.logprobs.is_none() && settings.logit_bias.is_empty() && !settings.penalizes();
+        is_plain.then(|| self.draw(ahead))
+    }
+
+    fn draw(&self, ahead: usize) -> Draw {
+        let settings = &self.settings;
+        Draw {
+            temperature: settings.temperature.max(0.0),
+            top_p: settings.top_p,
+            min_p: settings.min_p,
+            top_k: u32::try_from(settings.top_k).unwrap_or(u32::MAX),
+            seed: settings.seed,
+            index: self.chosen + ahead as u64,
+        }
     }
 
     /// Chooses a token; `logits` are changed by biases and penalties.
     pub fn choose(&mut self, logits: &mut [f32]) -> Choice {
         self.penalize(logits);
-        let token = if self.settings.temperature <= 0.0 {
-            likeliest(logits)
-        } else {
-            self.draw(logits)
-        };
-        self.chosen(token, logits)
+        let token = self.draw(0).choose(logits, &mut self.candidates);
+        self.take(token, logits)
     }
 
-    /// Takes a token that is prescribed, as if it had been chosen.
+    /// Takes a token that is prescribed or was drawn elsewhere, as if it had been chosen; no logits are there where
+    /// [`Sampler::draw_alone`] said so.
     pub fn take(&mut self, token: u32, logits: &[f32]) -> Choice {
-        self.chosen(token, logits)
-    }
-
-    fn chosen(&mut self, token: u32, logits: &[f32]) -> Choice {
+        self.chosen += 1;
         *self.counts.entry(token).or_default() += 1;
         let (logprob, top) = match self.settings.logprobs {
             None => (0.0, Vec::new()),
@@ -140,74 +158,6 @@ impl Sampler {
             }
         }
     }
-
-    fn draw(&mut self, logits: &[f32]) -> u32 {
-        let settings = &self.settings;
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // The likeliest token weighs 1, so a minimum share of it is a minimum weight, and a minimum weight is a minimum
-        // logit: most of a vocabulary is passed over with one comparison.
-        let least = settings.min_p.max(NEGLIGIBLE).ln() * settings.temperature + largest;
-        let mut kept = std::mem::take(&mut self.kept);
-        kept.clear();
-        for (id, logit) in logits.iter().enumerate() {
-            if *logit >= least {
-                kept.push((((logit - largest) / settings.temperature).exp(), id as u32));
-            }
-        }
-        let by_weight = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if settings.top_k > 0 && settings.top_k < kept.len() {
-            kept.select_nth_unstable_by(settings.top_k, by_weight);
-            kept.truncate(settings.top_k);
-        }
-        if settings.top_p < 1.0 {
-            let total = kept.iter().map(|(weight, _)| weight).sum::<f32>();
-            // All that are lighter than this weigh less together than what is cut off: they need not be sorted.
-            let light = total * (1.0 - settings.top_p) / kept.len().max(1) as f32;
-            kept.retain(|(weight, _)| *weight >= light);
-            kept.sort_unstable_by(by_weight);
-            let (enough, mut sum) = (total * settings.top_p, 0.0);
-            let in_nucleus = kept.iter().take_while(|(weight, _)| {
-                let before = sum;
-                sum += weight;
-                before < enough
-            });
-            let count = in_nucleus.count().max(1);
-            kept.truncate(count);
-        }
-        kept.sort_unstable_by_key(|(_, id)| *id);
-        let total: f32 = kept.iter().map(|(weight, _)| weight).sum();
-        let mut point = self.uniform() * total;
-        let drawn = kept.iter().find(|(weight, _)| {
-            point -= weight;
-            point < 0.0
-        });
-        let token = match drawn.or_else(|| kept.iter().max_by(|a, b| a.0.total_cmp(&b.0))) {
-            Some((_, id)) => *id,
-            None => likeliest(logits),
-        };
-        self.kept = kept;
-        token
-    }
-}
-
-/// The largest logit; of equals, the first.
-#[must_use]
-pub fn likeliest(logits: &[f32]) -> u32 {
-    // First how large it is, in lanes, then where: one pass that remembers both is a chain of comparisons.
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (whole, rest) = logits.as_chunks::<16>();
-    for chunk in whole {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if *logit > *lane { *logit } else { *lane };
-        }
-    }
-    let largest = lanes
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, f32::max);
-    let is_largest = |logit: &f32| *logit == largest;
-    logits.iter().position(is_largest).unwrap_or(0) as u32
 }
 
 /// As likely as OpenAI says of what is not.

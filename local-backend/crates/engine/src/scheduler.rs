@@ -10,8 +10,8 @@
 //! 2. Every running request that has only its last token to compute gets that one first.
 //! 3. What is left of the step's *time* goes to prompts, in the same order, in chunks.
 //!
-//! The background class has steps of its own when there is no other request at all; one that arrives pushes it aside within
-//! one step. Beside others it rides only where all of them wait for their next tokens and hardly notice (see `background`).
+//! The background class has steps of its own when there is no other request at all; one that arrives pushes it aside between
+//! two layers of its step, which goes on from there later. Beside others it rides only where all of them wait for their next tokens and hardly notice (see `background`).
 //! It keeps its blocks until others need them. When blocks run out, the youngest request gives its own back and is computed
 //! again later. A request that begins as another one that is being read waits for that one's blocks.
 //!
@@ -115,6 +115,8 @@ pub struct Plan {
     pub admitted: Vec<(u64, usize)>,
     /// Requests that gave their blocks back.
     pub preempted: usize,
+    /// It was begun before, and suspended after so long: it goes on where it was.
+    pub suspended: Option<Duration>,
 }
 
 impl Plan {
@@ -166,8 +168,8 @@ pub struct Scheduler {
     waiting: Vec<Entry>,
     running: Vec<Entry>,
     arrivals: u64,
-    /// How long the background class has had the machine to itself.
-    quiet: Duration,
+    /// The last step that was suspended, as long as all of its requests are as they were then.
+    suspended: Option<Plan>,
 }
 
 /// What a step has for one class.
@@ -192,7 +194,7 @@ impl Scheduler {
             waiting: Vec::new(),
             running: Vec::new(),
             arrivals: 0,
-            quiet: Duration::ZERO,
+            suspended: None,
         }
     }
 
@@ -241,6 +243,7 @@ impl Scheduler {
             if let Some(at) = list.iter().position(|entry| entry.job.id == id) {
                 let entry = list.remove(at);
                 self.blocks.release(entry.table);
+                self.suspended.take_if(|plan| plan.has(id));
                 self.tenants.left(entry.job.class, &entry.job.tenant);
                 return true;
             }
@@ -255,17 +258,16 @@ impl Scheduler {
             true => Class::Foreground,
             false => Class::Background,
         };
+        if let Some(plan) = self.suspended.take_if(|plan| plan.class == class) {
+            return plan;
+        }
         let mut plan = Plan {
             class,
             ..Plan::default()
         };
-        let limit = match class {
-            Class::Foreground => self.limits.step,
-            Class::Background => self.alone(),
-        };
         let room = Room {
             class,
-            limit,
+            limit: self.limits.step,
             least: CHUNK.0,
         };
         self.fill(room, &mut plan);
@@ -286,7 +288,11 @@ impl Scheduler {
     fn fill(&mut self, room: Room, plan: &mut Plan) {
         self.admit(room.class, plan);
         let mut order: Vec<usize> = (0..self.running.len()).collect();
-        order.retain(|at| self.running[*at].job.class == room.class);
+        let is_suspended = |id| self.suspended.as_ref().is_some_and(|plan| plan.has(id));
+        order.retain(|at| {
+            let job = &self.running[*at].job;
+            job.class == room.class && !is_suspended(job.id)
+        });
         order.sort_by_cached_key(|at| self.rank(&self.running[*at]));
         let order: Vec<u64> = order.iter().map(|at| self.running[*at].job.id).collect();
         let decoding = |scheduler: &Self, id| scheduler.running(id).is_some_and(Entry::is_decoding);
@@ -331,9 +337,28 @@ impl Scheduler {
         }
     }
 
-    /// A step took so long. Answers with each part's share of that time.
+    /// A step was suspended after so long. It is the next of its class, unless one of its requests leaves or loses its blocks.
+    pub fn suspended(&mut self, plan: Plan, took: Duration) {
+        self.suspended = Some(Plan {
+            suspended: Some(plan.suspended.unwrap_or_default() + took),
+            admitted: Vec::new(),
+            preempted: 0,
+            ..plan
+        });
+    }
+
+    /// A step was not begun after all.
+    pub fn not_begun(&mut self, plan: Plan) {
+        if plan.suspended.is_some() {
+            self.suspended(plan, Duration::ZERO);
+        }
+    }
+
+    /// A step took so long since it was begun, or since it was resumed. Answers with each part's share of the time that it
+    /// took in all.
     pub fn ran(&mut self, plan: &Plan, took: Duration) -> Vec<Duration> {
         let count = plan.parts.len();
+        let took = plan.suspended.unwrap_or_default() + took;
         let shares: Vec<f64> = plan
             .parts
             .iter()
@@ -341,7 +366,6 @@ impl Scheduler {
             .collect();
         let sum: f64 = shares.iter().sum();
         self.pace.learn(plan.work(), took);
-        self.note_quiet(plan.class, took);
         let part = |share: &f64| match sum > 0.0 {
             true => took.mul_f64(share / sum),
             false => took / count.max(1) as u32,
@@ -471,6 +495,7 @@ impl Scheduler {
         entry.guesses.clear();
         plan.admitted.retain(|(id, _)| *id != entry.job.id);
         plan.preempted += 1;
+        self.suspended.take_if(|plan| plan.has(entry.job.id));
         self.waiting.push(entry);
     }
 

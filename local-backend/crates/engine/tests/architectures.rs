@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use engine::backend::{Row, StepEnd};
+use engine::backend::{Output, Row, StepEnd, Want};
 use engine::model::{Loaded, load};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -126,7 +126,7 @@ fn answer(model: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     model.backend.allocate(8).unwrap();
     // Blocks that lie apart and backwards.
     let blocks = [5, 1, 3];
-    let mut rows = Vec::new();
+    let (mut rows, mut output) = (Vec::new(), Output::default());
     for start in (0..tokens.len()).step_by(chunk) {
         let end = (start + chunk).min(tokens.len());
         let step: Vec<Row<'_>> = (start..end)
@@ -134,11 +134,16 @@ fn answer(model: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
                 tokens: &tokens[at..=at],
                 first: at,
                 blocks: &blocks,
-                wants_logits: true,
+                wants: Want::Logits,
             })
             .collect();
-        model.backend.step(&step, &AtomicBool::new(false), &mut out);
-        rows.extend(out.chunks_exact(model.info.vocabulary).map(<[f32]>::to_vec));
+        model.backend.step(&step, &AtomicBool::new(false), &mut output);
+        rows.extend(
+            output
+                .logits
+                .chunks_exact(model.info.vocabulary)
+                .map(<[f32]>::to_vec),
+        );
     }
     rows
 }
@@ -190,11 +195,11 @@ fn a_sequence_in_one_row_gives_the_same_as_token_by_token() {
             tokens: &tokens,
             first: 0,
             blocks: &[2, 7],
-            wants_logits: true,
+            wants: Want::Logits,
         };
-        let mut out = Vec::new();
+        let mut out = Output::default();
         model.backend.step(&[row], &AtomicBool::new(false), &mut out);
-        assert_eq!(out, last, "{}", case["name"]);
+        assert_eq!(out.logits, last, "{}", case["name"]);
     }
 }
 

@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use engine::backend::{BLOCK_TOKENS, Backend, Row, StepEnd};
+use engine::backend::{BLOCK_TOKENS, Backend, Draw, Output, Row, StepEnd, Want};
 use engine::model::cuda::Capacity;
-use engine::model::{CudaSettings, Device, Format, MadeUp, Place, Use, find, load_on};
+use engine::model::{CudaSettings, Device, Format, KvKind, MadeUp, Place, Use, find, load_on};
+use kernels::Candidates;
 use kernels::cuda::{Choice, Ops, Order, Precision, Simt, Way, Ways};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -55,6 +56,7 @@ fn place(precision: Precision, capacity: Capacity) -> Place {
 const SMALL: Capacity = Capacity {
     tokens: 48,
     sequences: 4,
+    kv: KvKind::F16,
 };
 
 fn backend(path: &Path, place: &Place) -> Box<dyn Backend> {
@@ -80,15 +82,16 @@ fn step(backend: &mut dyn Backend, rows: &[(&[u32], usize, u32)]) -> Vec<Vec<f32
             tokens,
             first: *first,
             blocks,
-            wants_logits: true,
+            wants: Want::Logits,
         })
         .collect();
-    let mut out = Vec::new();
+    let mut out = Output::default();
     assert_eq!(
         backend.step(&rows, &AtomicBool::new(false), &mut out),
         StepEnd::Done
     );
-    out.chunks_exact(backend.info().vocabulary)
+    out.logits
+        .chunks_exact(backend.info().vocabulary)
         .map(<[f32]>::to_vec)
         .collect()
 }
@@ -171,10 +174,15 @@ fn tokens(count: usize, seed: u32) -> Vec<u32> {
 /// The same steps on both: a prompt longer than the room, a mixed step, then single tokens often enough that their graph is
 /// recorded and replayed.
 fn compare(shape: &MadeUp, tolerance: f32) {
+    compare_keeping(shape, None, tolerance);
+}
+
+fn compare_keeping(shape: &MadeUp, kv: Option<KvKind>, tolerance: f32) {
     let folder = tempfile::tempdir().unwrap();
     let path = write(shape, folder.path());
-    let mut cpu = backend(&path, &Place::cpu(1));
-    let mut cuda = backend(&path, &place(Precision::Fast, SMALL));
+    let keeping = |place: Place| backend(&path, &place.keeping(kv).unwrap());
+    let mut cpu = keeping(Place::cpu(1));
+    let mut cuda = keeping(place(Precision::Fast, SMALL));
     assert_eq!(cuda.info().vocabulary, cpu.info().vocabulary);
     let (long, short) = (tokens(70, 1), tokens(9, 2));
     let mut both = |rows: &[(&[u32], usize, u32)], what: &str| {
@@ -207,6 +215,31 @@ fn llama_in_small_blocks() {
         ..MadeUp::LLAMA
     };
     compare(&shape, 0.025);
+}
+
+/// Half the memory of the cache, on both. Bytes on both sides may be rounded apart where what they round is a little apart.
+#[test]
+fn keys_and_values_in_eight_bits() {
+    let small = MadeUp {
+        width: 192,
+        feed: 288,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 64,
+        ..MadeUp::LLAMA
+    };
+    compare_keeping(&small, Some(KvKind::Int8), 0.03);
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(&small, folder.path());
+    let on = |place: Place, kv| backend(&path, &place.keeping(kv).unwrap()).info().block_bytes();
+    let card = || place(Precision::Fast, SMALL);
+    assert_eq!(
+        on(card(), Some(KvKind::Int8)),
+        on(Place::cpu(1), Some(KvKind::Int8))
+    );
+    assert_eq!(on(card(), Some(KvKind::Int8)) * 32, on(card(), None) * 17);
+    let refused = card().keeping(Some(KvKind::Bf16)).unwrap_err();
+    assert!(refused.contains("as f16 or int8"), "{refused}");
 }
 
 #[test]
@@ -268,10 +301,7 @@ fn a_long_prompt_on_hopper_kernels() {
     };
     let folder = tempfile::tempdir().unwrap();
     let path = write(&shape, folder.path());
-    let room = Capacity {
-        tokens: 160,
-        sequences: 4,
-    };
+    let room = Capacity { tokens: 160, ..SMALL };
     let mut cpu = backend(&path, &Place::cpu(1));
     let mut cuda = backend(&path, &place(Precision::Fast, room));
     let prompt = tokens(291, 1);
@@ -298,6 +328,67 @@ fn with_invariant_precision_chunks_and_company_do_not_change_a_bit() {
     assert_eq!(last[1], whole[0]);
 }
 
+/// Tokens drawn on the device, beside rows whose logits come back, are those that the host draws from the same logits.
+#[test]
+fn tokens_are_drawn_where_the_logits_are() {
+    let shape = MadeUp::LLAMA;
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(&shape, folder.path());
+    let mut model = backend(&path, &place(Precision::Invariant, SMALL));
+    assert!(model.info().draws);
+    let draw = |index| {
+        Want::Token(Draw {
+            temperature: 1.5,
+            top_k: 50,
+            top_p: 0.95,
+            seed: 3,
+            index,
+            ..Draw::default()
+        })
+    };
+    // More rows than there is room for at once, one of them longer than a piece.
+    let lengths = [3, 4, 60, 2, 5, 1];
+    let wants = [
+        draw(0),
+        Want::Logits,
+        draw(1),
+        Want::Nothing,
+        Want::Token(Draw::default()),
+        Want::Logits,
+    ];
+    let prompts: Vec<Vec<u32>> = lengths
+        .into_iter()
+        .zip(0..)
+        .map(|(count, seed)| tokens(count, seed))
+        .collect();
+    let tables: Vec<Vec<u32>> = (0..6).map(|at| (at * 5..at * 5 + 4).collect()).collect();
+    let mut step = |wants: [Want; 6]| {
+        let rows = prompts.iter().zip(&tables).zip(wants);
+        let rows: Vec<Row<'_>> = rows
+            .map(|((tokens, blocks), wants)| Row {
+                tokens,
+                first: 0,
+                blocks,
+                wants,
+            })
+            .collect();
+        let mut out = Output::default();
+        let ended = model.step(&rows, &AtomicBool::new(false), &mut out);
+        assert_eq!(ended, StepEnd::Done);
+        out
+    };
+    let all = step([Want::Logits; 6]);
+    let rows: Vec<&[f32]> = all.logits.chunks_exact(shape.vocabulary).collect();
+    let got = step(wants);
+    assert_eq!(got.logits, [rows[1], rows[5]].concat());
+    let mut candidates = Candidates::default();
+    let expected = [0, 2, 4].map(|at| match wants[at] {
+        Want::Token(draw) => draw.choose(rows[at], &mut candidates),
+        Want::Nothing | Want::Logits => panic!("row {at} wants a token"),
+    });
+    assert_eq!(got.tokens, expected);
+}
+
 #[test]
 fn an_abort_ends_a_prompt() {
     let shape = MadeUp {
@@ -311,14 +402,14 @@ fn an_abort_ends_a_prompt() {
         tokens: &[1, 2, 3],
         first: 0,
         blocks: &[0],
-        wants_logits: true,
+        wants: Want::Logits,
     };
-    let mut out = Vec::new();
+    let mut out = Output::default();
     assert_eq!(
         model.step(&[row], &AtomicBool::new(true), &mut out),
         StepEnd::Aborted
     );
-    assert!(out.is_empty());
+    assert!(out.logits.is_empty());
 }
 
 #[test]

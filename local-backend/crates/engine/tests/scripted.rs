@@ -10,6 +10,8 @@
 
 #[path = "scripted/device.rs"]
 mod device;
+#[path = "scripted/draws.rs"]
+mod draws;
 
 use device::{Device, SPECIAL, tokenizer};
 use engine::engine::{
@@ -339,6 +341,26 @@ fn background_makes_way_at_once_and_is_the_same_later() {
     collect(&fast);
     assert_eq!(collect(&slow).content, expected);
     assert!(engine.metrics().aborted_steps.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn nothing_of_a_background_step_is_computed_twice() {
+    let device = Device::random().layers(100, Duration::from_micros(300));
+    let computed = device.computed();
+    let engine = start(device, small(4096));
+    let mut slow = request("in the background", 20);
+    slow.order.class = Class::Background;
+    let (_one, slow) = submit(&engine, slow);
+    for turn in 0..6 {
+        std::thread::sleep(Duration::from_millis(45));
+        let (_two, fast) = submit(&engine, request(&format!("at once {turn}"), 1));
+        collect(&fast);
+    }
+    assert_eq!(collect(&slow).counts.output, 20);
+    let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed) as usize;
+    let (steps, aborted) = (of(&engine.metrics().steps), of(&engine.metrics().aborted_steps));
+    assert!(aborted > 0);
+    assert_eq!(computed.load(Ordering::Relaxed), steps * 100);
 }
 
 #[test]

@@ -6,11 +6,11 @@
 #[path = "against/llama_cpp.rs"]
 mod llama_cpp;
 
-use engine::backend::{Row, StepEnd};
+use engine::backend::{Output, Row, StepEnd, Want};
 use engine::model::{KvKind, Loaded, Place, load, load_on};
 use llama_cpp::{check_answers, check_tokens, logits};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const FIXTURE: &str = include_str!("fixtures/smollm2.json");
 
@@ -71,13 +71,13 @@ fn chunks_and_company_do_not_change_a_bit() {
         tokens: &tokens,
         first: 0,
         blocks,
-        wants_logits: true,
+        wants: Want::Logits,
     };
-    let mut out = Vec::new();
+    let mut out = Output::default();
     model
         .backend
         .step(&[row(&other), row(&mine)], &AtomicBool::new(false), &mut out);
-    assert_eq!(out[whole.len()..], whole[..]);
+    assert_eq!(out.logits[whole.len()..], whole[..]);
 }
 
 /// Half the memory; the answers stay llama.cpp's, with its own 16 bits, and still depend on nothing but the prompt.
@@ -109,11 +109,61 @@ fn an_abort_ends_a_step() {
         tokens: &[1; 500],
         first: 0,
         blocks: &blocks,
-        wants_logits: true,
+        wants: Want::Logits,
     };
-    let mut out = Vec::new();
+    let mut out = Output::default();
     assert_eq!(
         model.backend.step(&[row], &AtomicBool::new(true), &mut out),
-        StepEnd::Aborted
+        StepEnd::Suspended
     );
+}
+
+/// It is stopped wherever it happens to be, again and again, and others run in between.
+#[test]
+fn a_suspended_step_goes_on_where_it_was() {
+    let mut model = model();
+    let backend = &mut model.backend;
+    backend.allocate(64).unwrap();
+    let never = AtomicBool::new(false);
+    let blocks: Vec<u32> = (0..64).collect();
+    let tokens: Vec<u32> = (0..300).map(|token| 1000 + token * 7).collect();
+    let row = |tokens, blocks| Row {
+        tokens,
+        first: 0,
+        blocks,
+        wants: Want::Logits,
+    };
+    let (long, other) = (
+        row(&tokens[..], &blocks[..32]),
+        row(&tokens[100..140], &blocks[32..]),
+    );
+    let (mut expected, mut others, mut out) = <(Output, Output, Output)>::default();
+    let started = std::time::Instant::now();
+    assert_eq!(backend.step(&[long], &never, &mut expected), StepEnd::Done);
+    let whole = started.elapsed();
+    assert_eq!(backend.step(&[other], &never, &mut others), StepEnd::Done);
+    backend.allocate(64).unwrap();
+    let mut suspended = 0;
+    for turn in 0.. {
+        let abort = AtomicBool::new(false);
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(whole / 5);
+                abort.store(true, Ordering::Relaxed);
+            });
+            match turn {
+                0 => backend.step(&[long], &abort, &mut out),
+                _ => backend.resume(&[long], &abort, &mut out),
+            }
+        });
+        if ended == StepEnd::Done {
+            break;
+        }
+        suspended += 1;
+        assert!(ended == StepEnd::Suspended && out.logits.is_empty());
+        assert_eq!(backend.step(&[other], &never, &mut out), StepEnd::Done);
+        assert_eq!(out, others);
+    }
+    assert!(suspended > 1, "{suspended}");
+    assert_eq!(out, expected);
 }

@@ -1,13 +1,16 @@
 // Attention of single queries over the paged cache. The positions are cut into splits of 128, always at the same places, one
 // block each; a second kernel joins the splits in order. So the result does not depend on what shares the call.
-// A block takes all queries that share a key head, up to `GROUP`, and reads keys and values once for them.
+// A block takes all queries that share a key head, up to `GROUP`, and reads keys and values once for them. Where these are bytes
+// (`E` is `i8`), a key's scale is multiplied into its scores and a value's into its weights.
 
 #define SPLIT 128
 
 struct DecodeArgs {
   const u16* queries;    // [tokens][heads][head_dim]
-  const u16* keys;       // [block][kv head][16][head_dim]
-  const u16* values;
+  const void* keys;      // [block][kv head][16][head_dim]
+  const void* values;
+  const float* key_scales;  // [block][kv head][16], where elements are bytes
+  const float* value_scales;
   const u32* positions;  // [tokens]
   const u32* sequences;  // [tokens]: row of `tables`
   const u32* tables;     // [sequences][table_stride]
@@ -21,35 +24,33 @@ struct DecodeArgs {
 // First position that a query sees.
 DEVICE u32 first_seen(u32 position, u32 window) { return window && position + 1 > window ? position + 1 - window : 0; }
 
-DEVICE void unpack_eight(const uint4& words, float (&out)[8]) {
-  const u32 all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int at = 0; at < 4; ++at) {
-    const float2 two = halves(all[at]);
-    out[2 * at] = two.x;
-    out[2 * at + 1] = two.y;
-  }
-}
-
 struct Span {
   u32 start, first, last;  // the split's first position; first and last position seen
   const u32* table;
 };
 
+// A position of a head in the cache.
+DEVICE u64 row_of(const DecodeArgs& args, const Span& span, u32 kv_head, u32 position) {
+  return (static_cast<u64>(span.table[position / 16]) * args.kv_heads + kv_head) * 16 + position % 16;
+}
+
+template <class E> DEVICE float scale_of(const float* scales, u64 row) { return sizeof(E) == 1 ? scales[row] : 1.0f; }
+
 // Eight lanes for each position, sixteen positions (one cache block) at a time.
-template <int DIM, int GROUP>
+template <class E, int DIM, int GROUP>
 DEVICE void score(const DecodeArgs& args, const Span& span, u32 kv_head, u32 members, const float* queries, float* scores) {
   const u32 part = threadIdx.x & 7, slot = threadIdx.x >> 3;
   for (u32 block = 0; block < SPLIT / 16; ++block) {
     const u32 position = span.start + block * 16 + slot;
     if (span.start + block * 16 > span.last) break;
-    const u64 row = (static_cast<u64>(span.table[position / 16]) * args.kv_heads + kv_head) * 16 + slot;
+    const u64 row = row_of(args, span, kv_head, position);
+    const E* keys = static_cast<const E*>(args.keys) + row * DIM;
     float sums[GROUP] = {};
 #pragma unroll
     for (u32 chunk = 0; chunk < DIM / 64; ++chunk) {
       const u32 column = (chunk * 8 + part) * 8;
       float key[8];
-      unpack_eight(*reinterpret_cast<const uint4*>(args.keys + row * DIM + column), key);
+      load_eight(keys + column, key);
 #pragma unroll
       for (u32 member = 0; member < GROUP; ++member) {
         if (member >= members) break;
@@ -64,12 +65,14 @@ DEVICE void score(const DecodeArgs& args, const Span& span, u32 kv_head, u32 mem
       sum += __shfl_xor_sync(ALL_LANES, sum, 1);
       sum += __shfl_xor_sync(ALL_LANES, sum, 2);
       sum += __shfl_xor_sync(ALL_LANES, sum, 4);
-      if (part == 0 && is_seen && member < members) scores[member * SPLIT + block * 16 + slot] = sum * args.scale;
+      if (part == 0 && is_seen && member < members) {
+        scores[member * SPLIT + block * 16 + slot] = sum * args.scale * scale_of<E>(args.key_scales, row);
+      }
     }
   }
 }
 
-template <int DIM, int GROUP> DEVICE void decode(const DecodeArgs& args) {
+template <class E, int DIM, int GROUP> DEVICE void decode(const DecodeArgs& args) {
   const u32 split = blockIdx.x, token = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const u32 shared_by = args.heads / args.kv_heads, turns = (shared_by + GROUP - 1) / GROUP;
   const u32 kv_head = blockIdx.y / turns, turn = blockIdx.y % turns;
@@ -88,7 +91,7 @@ template <int DIM, int GROUP> DEVICE void decode(const DecodeArgs& args) {
   for (u32 at = threadIdx.x; at < members * DIM; at += 128) queries[at] = from_half(args.queries[head * DIM + at]);
   for (u32 at = threadIdx.x; at < GROUP * SPLIT; at += 128) scores[at] = NEGATIVE_INFINITY;
   __syncthreads();
-  score<DIM, GROUP>(args, span, kv_head, members, queries, scores);
+  score<E, DIM, GROUP>(args, span, kv_head, members, queries, scores);
   __syncthreads();
 
   for (u32 member = warp; member < members; member += 4) {
@@ -110,14 +113,14 @@ template <int DIM, int GROUP> DEVICE void decode(const DecodeArgs& args) {
   const u32 count = min(span.last - span.start + 1, static_cast<u32>(SPLIT));
   float out[GROUP][8] = {};
   for (u32 at = subset; at < count; at += SUBSETS) {
-    const u32 position = span.start + at;
-    const u64 row = (static_cast<u64>(span.table[position / 16]) * args.kv_heads + kv_head) * 16 + position % 16;
+    const u64 row = row_of(args, span, kv_head, span.start + at);
+    const float scale = scale_of<E>(args.value_scales, row);
     float value[8];
-    unpack_eight(*reinterpret_cast<const uint4*>(args.values + row * DIM + chunk * 8), value);
+    load_eight(static_cast<const E*>(args.values) + row * DIM + chunk * 8, value);
 #pragma unroll
     for (u32 member = 0; member < GROUP; ++member) {
       if (member >= members) break;
-      const float weight = scores[member * SPLIT + at];
+      const float weight = scores[member * SPLIT + at] * scale;
 #pragma unroll
       for (u32 column = 0; column < 8; ++column) out[member][column] += weight * value[column];
     }
@@ -135,15 +138,18 @@ template <int DIM, int GROUP> DEVICE void decode(const DecodeArgs& args) {
   }
 }
 
-#define DECODE(dim, group)                                                           \
-  KERNEL(128) decode_##dim##_##group(DecodeArgs args) { decode<dim, group>(args); } \
-  REGISTER(decode_##dim##_##group)
-DECODE(64, 4)
-DECODE(64, 8)
-DECODE(128, 4)
-DECODE(128, 8)
-DECODE(256, 4)
-DECODE(256, 8)
+#define DECODE(name, element, dim, group)                                              \
+  KERNEL(128) name##_##dim##_##group(DecodeArgs args) { decode<element, dim, group>(args); } \
+  REGISTER(name##_##dim##_##group)
+#define DECODES(name, element)   \
+  DECODE(name, element, 64, 4)   \
+  DECODE(name, element, 64, 8)   \
+  DECODE(name, element, 128, 4)  \
+  DECODE(name, element, 128, 8)  \
+  DECODE(name, element, 256, 4)  \
+  DECODE(name, element, 256, 8)
+DECODES(decode, u16)
+DECODES(decode_int8, i8)
 
 // Joins the splits. Grid: heads by tokens; a thread for each column of the head.
 struct JoinArgs {

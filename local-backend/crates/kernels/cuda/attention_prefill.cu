@@ -1,11 +1,14 @@
 // Attention of many queries of one sequence over the paged cache, on the f16 tensor cores with sums in f32. A block of 128
 // threads takes 64 queries of one head, 16 a warp; keys and values come through shared memory, `KEYS` positions at a time,
-// always cut at the same places, so that a query's result does not depend on how its prompt was cut into chunks.
+// always cut at the same places, so that a query's result does not depend on how its prompt was cut into chunks. Bytes (`E` is
+// `i8`) become f16 with their scale on the way into shared memory.
 
 struct PrefillArgs {
   const u16* queries;  // [tokens][heads][head_dim]
-  const u16* keys;     // [block][kv head][16][head_dim]
-  const u16* values;
+  const void* keys;    // [block][kv head][16][head_dim]
+  const void* values;
+  const float* key_scales;  // [block][kv head][16], where elements are bytes
+  const float* value_scales;
   const uint4* tiles;  // first token, number of tokens (at most 64), position of the first, row of `tables`
   const u32* tables;   // [sequences][table_stride]
   float* out;          // [tokens][heads][head_dim]
@@ -14,8 +17,20 @@ struct PrefillArgs {
   float scale;
 };
 
+// Eight elements as f16; `scales` has one for each row of the cache.
+DEVICE void copy_eight(u16* to, const u16* from, const float*, u64) { copy_async(to, from); }
+DEVICE void copy_eight(u16* to, const i8* from, const float* scales, u64 row) {
+  const float scale = scales[row];
+  float all[8];
+  load_eight(from, all);
+  u32 words[4];
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) words[pair] = pack_half(all[2 * pair] * scale, all[2 * pair + 1] * scale);
+  *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 // Positions `start..start + KEYS` into shared memory; zero where the last query does not see them.
-template <int DIM, int KEYS>
+template <class E, int DIM, int KEYS>
 DEVICE void load_keys(const PrefillArgs& args, const uint4& tile, u32 kv_head, u32 start, u16* keys, u16* values) {
   constexpr u32 CHUNKS = DIM / 8, STRIDE = DIM + 8;
   const u32 last = tile.z + tile.y - 1;
@@ -29,9 +44,9 @@ DEVICE void load_keys(const PrefillArgs& args, const uint4& tile, u32 kv_head, u
       *reinterpret_cast<uint4*>(value) = make_uint4(0, 0, 0, 0);
       continue;
     }
-    const u64 from = ((static_cast<u64>(table[position / 16]) * args.kv_heads + kv_head) * 16 + position % 16) * DIM + column;
-    copy_async(key, args.keys + from);
-    copy_async(value, args.values + from);
+    const u64 from = (static_cast<u64>(table[position / 16]) * args.kv_heads + kv_head) * 16 + position % 16;
+    copy_eight(key, static_cast<const E*>(args.keys) + from * DIM + column, args.key_scales, from);
+    copy_eight(value, static_cast<const E*>(args.values) + from * DIM + column, args.value_scales, from);
   }
   copies_commit();
   copies_wait<0>();
@@ -117,7 +132,7 @@ DEVICE void multiply_keys(const Rows& rows, const u32 (&kept)[DIM > 128 ? 1 : DI
   }
 }
 
-template <int DIM, int KEYS> DEVICE void prefill(const PrefillArgs& args) {
+template <class E, int DIM, int KEYS> DEVICE void prefill(const PrefillArgs& args) {
   constexpr u32 STRIDE = DIM + 8;
   const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, w = lane & 3;
   const uint4 tile = args.tiles[blockIdx.x];
@@ -140,7 +155,7 @@ template <int DIM, int KEYS> DEVICE void prefill(const PrefillArgs& args) {
   const u32 last = tile.z + tile.y - 1;
   const u32 first = args.window && tile.z + 1 > args.window ? (tile.z + 1 - args.window) / KEYS * KEYS : 0;
   for (u32 start = first; start <= last; start += KEYS) {
-    load_keys<DIM, KEYS>(args, tile, kv_head, start, keys, values);
+    load_keys<E, DIM, KEYS>(args, tile, kv_head, start, keys, values);
     float scores[KEYS / 8][4] = {};
     multiply_keys<DIM, KEYS>(rows, kept, keys, scores);
     soften<DIM, KEYS>(args, rows, start, scores, largest, sums, out);
@@ -173,9 +188,12 @@ template <int DIM, int KEYS> DEVICE void prefill(const PrefillArgs& args) {
   }
 }
 
-KERNEL(128) prefill_64(PrefillArgs args) { prefill<64, 64>(args); }
-KERNEL(128) prefill_128(PrefillArgs args) { prefill<128, 64>(args); }
-KERNEL(128) prefill_256(PrefillArgs args) { prefill<256, 32>(args); }
-REGISTER(prefill_64)
-REGISTER(prefill_128)
-REGISTER(prefill_256)
+#define PREFILL(name, element, dim, keys)                                                \
+  KERNEL(128) name##_##dim(PrefillArgs args) { prefill<element, dim, keys>(args); } \
+  REGISTER(name##_##dim)
+PREFILL(prefill, u16, 64, 64)
+PREFILL(prefill, u16, 128, 64)
+PREFILL(prefill, u16, 256, 32)
+PREFILL(prefill_int8, i8, 64, 64)
+PREFILL(prefill_int8, i8, 128, 64)
+PREFILL(prefill_int8, i8, 256, 32)

@@ -99,6 +99,26 @@ DEVICE float2 halves(u32 pair) {
   return make_float2(from_half(static_cast<u16>(pair)), from_half(static_cast<u16>(pair >> 16)));
 }
 
+// Eight elements of the cache of keys and values: f16, or bytes without their position's scale.
+DEVICE void load_eight(const u16* at, float (&out)[8]) {
+  const uint4 words = *reinterpret_cast<const uint4*>(at);
+  const u32 all[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) {
+    const float2 two = halves(all[pair]);
+    out[2 * pair] = two.x;
+    out[2 * pair + 1] = two.y;
+  }
+}
+DEVICE void load_eight(const i8* at, float (&out)[8]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(at);
+#pragma unroll
+  for (int byte = 0; byte < 8; ++byte) {
+    const u32 word = byte < 4 ? words.x : words.y;
+    out[byte] = static_cast<float>(static_cast<i8>(word >> (8 * (byte & 3)) & 255u));
+  }
+}
+
 DEVICE float warp_sum(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(ALL_LANES, value, step);

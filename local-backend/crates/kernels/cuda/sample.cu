@@ -1,14 +1,20 @@
-// From logits to token ids without leaving the device. A block of 512 threads for each row. The same rules and the same
-// generator as the engine's sampler on the CPU: SplitMix64 as a counter, so that draw n of a seed is known without the ones
-// before it. Cuts are found by halving over the bits of the weights, with sums in one order: no sort, no atomics.
+// From logits to token ids without leaving the device. A block of 512 threads for each row. The rules, the generator and the
+// order of every sum are those of `src/draw.rs`, so that a request's tokens are the same to the bit wherever they are drawn.
+// Cuts are found by halving over the bits of the weights: no sort, no atomics.
+
+// How a row is drawn.
+struct Draw {
+  float inverse;  // of the temperature; 0: the likeliest is taken
+  float top_p;
+  float least;    // the least weight that is kept; the likeliest token's is 1
+  float top_k;    // 0: all
+  u64 seed, index;
+};
 
 struct SampleArgs {
-  const float* logits;  // [rows][vocabulary]
-  float* weights;       // [rows][vocabulary], scratch
-  u32* tokens;          // [rows]
-  const u64* seeds;     // [rows]
-  const u64* draws;     // [rows]: how many were drawn before
-  const float4* cuts;   // [rows]: temperature (0: the likeliest), top p, min p, top k (0: all)
+  float* logits;  // [rows][vocabulary]; of a row that is drawn, weights are written over them
+  u32* tokens;    // [rows]
+  const Draw* draws;
   u32 vocabulary;
 };
 
@@ -102,11 +108,27 @@ DEVICE void keep_top_p(float* weights, u32 vocabulary, float p) {
   }
   const float least = __uint_as_float(low);
   const float left = enough - at_least(weights, vocabulary, next_up(least)).y;
-  cut(weights, vocabulary, least, least > 0.0f ? fmaxf(ceilf(__fdividef(left, least)), 1.0f) : 1.0f);
+  cut(weights, vocabulary, least, least > 0.0f ? fmaxf(ceilf(left / least), 1.0f) : 1.0f);
 }
 
-DEVICE float uniform(u64 seed, u64 draw) {
-  u64 mixed = seed + (draw + 1) * 0x9e3779b97f4a7c15ull;
+// e to the power of `x`, which is at most 0, in the steps of the CPU's `exp`; no multiply is joined with an addition that the CPU
+// does not join.
+DEVICE float power(float x) {
+  const float inside = fmaxf(x, -87.0f), whole = rintf(__fmul_rn(inside, 1.44269504088896340736f));
+  const float rest = fmaf(whole, 2.1219444e-4f, fmaf(whole, -0.6933594f, inside));
+  float sum = 1.9875691e-4f;
+  sum = fmaf(sum, rest, 1.3981999e-3f);
+  sum = fmaf(sum, rest, 8.333452e-3f);
+  sum = fmaf(sum, rest, 4.1665796e-2f);
+  sum = fmaf(sum, rest, 1.6666665e-1f);
+  sum = fmaf(sum, rest, 0.5f);
+  sum = fmaf(sum, rest, 1.0f);
+  sum = fmaf(sum, rest, 1.0f);
+  return x >= -87.0f ? __fmul_rn(sum, __int_as_float((static_cast<int>(whole) + 127) << 23)) : 0.0f;
+}
+
+DEVICE float uniform(u64 seed, u64 index) {
+  u64 mixed = seed + (index + 1) * 0x9e3779b97f4a7c15ull;
   mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9ull;
   mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebull;
   return static_cast<float>(static_cast<u32>((mixed ^ mixed >> 31) >> 40)) / 16777216.0f;
@@ -153,21 +175,19 @@ DEVICE u32 pick(const float* weights, u32 vocabulary, float share, u32 otherwise
 
 KERNEL_AT_LEAST(512, 2) sample(SampleArgs args) {
   const u64 row = blockIdx.x;
-  const float* logits = args.logits + row * args.vocabulary;
-  float* weights = args.weights + row * args.vocabulary;
-  const float4 cuts = args.cuts[row];
+  float* logits = args.logits + row * args.vocabulary;
+  const Draw draw = args.draws[row];
   const Best best = likeliest(logits, args.vocabulary);
   u32 token = best.id;
-  if (cuts.x > 0.0f) {
-    const float inverse = __fdividef(1.0f, cuts.x);
+  if (draw.inverse > 0.0f) {
     for (u32 id = threadIdx.x; id < args.vocabulary; id += blockDim.x) {
-      const float weight = expf((logits[id] - best.value) * inverse);
-      weights[id] = weight >= cuts.z ? weight : -1.0f;
+      const float weight = power((logits[id] - best.value) * draw.inverse);
+      logits[id] = weight >= draw.least ? weight : -1.0f;
     }
     __syncthreads();
-    if (cuts.w > 0.0f) keep_top_k(weights, args.vocabulary, cuts.w);
-    if (cuts.y < 1.0f) keep_top_p(weights, args.vocabulary, cuts.y);
-    token = pick(weights, args.vocabulary, uniform(args.seeds[row], args.draws[row]), best.id);
+    if (draw.top_k > 0.0f) keep_top_k(logits, args.vocabulary, draw.top_k);
+    if (draw.top_p < 1.0f) keep_top_p(logits, args.vocabulary, draw.top_p);
+    token = pick(logits, args.vocabulary, uniform(draw.seed, draw.index), best.id);
   }
   if (threadIdx.x == 0) args.tokens[row] = token;
 }
@@ -175,7 +195,7 @@ KERNEL_AT_LEAST(512, 2) sample(SampleArgs args) {
 // Moves every sequence on by the token just chosen.
 struct AdvanceArgs {
   u32* positions;
-  u64* draws;
+  Draw* draws;
   u32 count;
 };
 
@@ -183,7 +203,7 @@ KERNEL(256) advance(AdvanceArgs args) {
   const u32 at = blockIdx.x * 256 + threadIdx.x;
   if (at >= args.count) return;
   args.positions[at] += 1;
-  args.draws[at] += 1;
+  args.draws[at].index += 1;
 }
 
 REGISTER(sample)

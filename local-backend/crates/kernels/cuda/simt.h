@@ -218,6 +218,7 @@ static inline float __uint_as_float(u32 bits) { float out; memcpy(&out, &bits, 4
 static inline u32 __float_as_uint(float value) { u32 out; memcpy(&out, &value, 4); return out; }
 static inline int __float2int_rn(float value) { return static_cast<int>(rintf(value)); }
 static inline float __fdividef(float a, float b) { return a / b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline u32 min(u32 a, u32 b) { return a < b ? a : b; }
 
 static inline float from_half(u16 bits) { _Float16 out; memcpy(&out, &bits, 2); return static_cast<float>(out); }

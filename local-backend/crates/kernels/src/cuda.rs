@@ -26,7 +26,7 @@ mod source;
 mod tiles;
 
 pub use activations::{Activations, Emit, Form, Gate, Glu, Norm};
-pub use attention::{HeadShape, KvPages, QkvExtras, Span, Workspace};
+pub use attention::{HeadShape, Kept, KvPages, QkvExtras, Span, Workspace};
 pub use batch::{Batch, Limits, Singles, Steps};
 pub use buffer::{Buffer, Plain};
 pub use card::Card;
@@ -36,7 +36,7 @@ pub use hopper::{Way, Ways};
 pub use libraries::Libraries;
 pub use matrix::{Matrix, Place, Scratch, Then};
 pub use nvrtc::{Arch, Compiled, Compiler};
-pub use sampling::{Cuts, Sampling};
+pub use sampling::Sampling;
 pub use simt::{Order, Simt};
 pub use source::{HOPPER_MODULES, MODULES, Module};
 pub use tiles::{Kind, Packed, WeightBlock, pack};

@@ -6,9 +6,10 @@
 
 use half::{bf16, f16};
 use kernels::cuda::{
-    Activations, Batch, Buffer, Card, Cuts, Driver, Emit, Form, Gate, Glu, Kind, Libraries, Limits, Matrix,
-    Norm, Ops, Order, Place, Precision, Sampling, Scratch, Simt, Singles, Steps, Then, WeightBlock, pack,
+    Activations, Batch, Buffer, Card, Driver, Emit, Form, Gate, Glu, Kind, Libraries, Limits, Matrix, Norm,
+    Ops, Order, Place, Precision, Sampling, Scratch, Simt, Singles, Steps, Then, WeightBlock, pack,
 };
+use kernels::{Candidates, Draw};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -429,113 +430,92 @@ fn indices_out_of_range_never_reach_the_device() {
     assert!(batch.write(&[sound; 9], Singles::Lone).is_err());
 }
 
-/// The engine's sampler in f64.
-fn drawn(logits: &[f32], cuts: &Cuts) -> usize {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: &f32| f64::from((logit - largest) / cuts.temperature).exp();
-    let mut kept: Vec<(f64, usize)> = logits.iter().map(weight).zip(0..).collect();
-    kept.retain(|(weight, _)| *weight >= f64::from(cuts.min_p));
-    kept.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    if cuts.top_k > 0 {
-        kept.truncate(cuts.top_k as usize);
-    }
-    if cuts.top_p < 1.0 {
-        let enough = kept.iter().map(|(weight, _)| weight).sum::<f64>() * f64::from(cuts.top_p);
-        let mut sum = 0.0;
-        let count = kept.iter().take_while(|(weight, _)| {
-            let before = sum;
-            sum += weight;
-            before < enough
-        });
-        let count = count.count().max(1);
-        kept.truncate(count);
-    }
-    kept.sort_by_key(|(_, id)| *id);
-    let mut mixed = cuts
-        .seed
-        .wrapping_add((cuts.draws + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let share = ((mixed ^ (mixed >> 31)) >> 40) as f64 / f64::from(1u32 << 24);
-    let mut point = share * kept.iter().map(|(weight, _)| weight).sum::<f64>();
-    for (weight, id) in &kept {
-        point -= weight;
-        if point < 0.0 {
-            return *id;
-        }
-    }
-    kept[0].1
+/// A vocabulary as large as a model's, with some logits equal, so that ties are met by every cut.
+fn many_logits(vocabulary: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    let logit = |at: usize| match at % 3 {
+        0 => (random.float() * 24.0).round() / 4.0,
+        // About as a model's are spread, with few that are likely.
+        _ => 3.0 * (random.float() + random.float() + random.float() + random.float()),
+    };
+    (0..vocabulary).map(logit).collect()
 }
 
 #[test]
-fn tokens_are_chosen_as_the_engine_chooses() {
-    let vocabulary = 1_531;
-    let mut random = Random(11);
-    // Some logits equal, so that ties are met by every cut.
-    let logits: Vec<f32> = (0..vocabulary)
-        .map(|_| (random.float() * 24.0).round() / 4.0)
-        .collect();
-    let plain = Cuts {
+fn tokens_are_those_that_the_cpu_draws() {
+    let plain = Draw {
         temperature: 0.9,
-        ..Cuts::default()
+        ..Draw::default()
     };
     let kinds = [
         plain,
-        Cuts { top_k: 1, ..plain },
-        Cuts { top_k: 25, ..plain },
-        Cuts { top_p: 0.3, ..plain },
-        Cuts {
+        Draw { top_k: 1, ..plain },
+        Draw { top_k: 25, ..plain },
+        Draw { top_p: 0.3, ..plain },
+        Draw {
+            top_p: 0.97,
+            temperature: 1.7,
+            ..plain
+        },
+        Draw {
             top_p: 0.9,
             top_k: 70,
             ..plain
         },
-        Cuts {
+        Draw {
             min_p: 0.2,
             temperature: 2.0,
             ..plain
         },
-        Cuts {
+        Draw {
             min_p: 0.05,
             top_p: 0.8,
             top_k: 200,
             ..plain
         },
-        Cuts {
+        Draw {
             top_p: 0.001,
             ..plain
         },
+        Draw {
+            temperature: 1e-3,
+            ..plain
+        },
+        Draw::default(),
     ];
-    let ops = ops(Order::Mixed, Precision::Fast);
-    let mut rows: Vec<Cuts> = Vec::new();
-    for kind in kinds {
-        rows.extend((0..6).map(|draw| Cuts {
-            seed: 77 + draw % 2,
-            draws: draw / 2,
-            ..kind
-        }));
+    for (order, vocabulary) in ORDERS.into_iter().zip([100, 1_531, 2_003]) {
+        let ops = ops(order, Precision::Fast);
+        let draws = kinds.iter().flat_map(|kind| {
+            (0..6u64).map(|draw| Draw {
+                seed: 77 + draw % 2,
+                index: draw / 2,
+                ..*kind
+            })
+        });
+        let draws: Vec<Draw> = draws.collect();
+        let logits: Vec<Vec<f32>> = (0..draws.len() as u64)
+            .map(|row| many_logits(vocabulary, row / 3))
+            .collect();
+        let mut on = Buffer::from_slice(driver(&ops), &logits.concat()).unwrap();
+        let mut sampling = Sampling::new(driver(&ops), draws.len(), vocabulary).unwrap();
+        sampling.set(&draws).unwrap();
+        let mut tokens = Buffer::new(driver(&ops), draws.len()).unwrap();
+        ops.sample(&mut on, &sampling, &mut tokens).unwrap();
+        let tokens = tokens.read(draws.len()).unwrap();
+        let mut candidates = Candidates::default();
+        for ((draw, logits), token) in draws.iter().zip(&logits).zip(&tokens) {
+            let expected = draw.choose(logits, &mut candidates);
+            assert_eq!(*token, expected, "{draw:?} of {vocabulary}");
+        }
+        let distinct: std::collections::HashSet<_> = tokens[..6].iter().collect();
+        assert!(distinct.len() > 2, "draws must differ: {tokens:?}");
+        // Of the rows whose likeliest is taken nothing is lost.
+        let last = draws.len() - 1;
+        let mut row = vec![0.0; vocabulary];
+        on.read_from(last * vocabulary, &mut row).unwrap();
+        assert_eq!(row, logits[last]);
+        assert!(on.read_from(last * vocabulary + 1, &mut row).is_err());
     }
-    rows.push(Cuts::default());
-    let all: Vec<f32> = rows.iter().flat_map(|_| &logits).copied().collect();
-    let on = Buffer::from_slice(driver(&ops), &all).unwrap();
-    let mut sampling = Sampling::new(driver(&ops), rows.len(), vocabulary).unwrap();
-    sampling.set(&rows).unwrap();
-    let mut tokens = Buffer::new(driver(&ops), rows.len()).unwrap();
-    ops.sample(&on, &mut sampling, &mut tokens).unwrap();
-    let tokens = tokens.read(rows.len()).unwrap();
-    let likeliest = (0..vocabulary)
-        .rev()
-        .max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
-        .unwrap();
-    for (row, token) in rows.iter().zip(&tokens) {
-        let expected = if row.temperature > 0.0 {
-            drawn(&logits, row)
-        } else {
-            likeliest
-        };
-        assert_eq!(*token as usize, expected, "{row:?}");
-    }
-    let distinct: std::collections::HashSet<_> = tokens[..6].iter().collect();
-    assert!(distinct.len() > 2, "draws must differ: {tokens:?}");
 }
 
 #[test]

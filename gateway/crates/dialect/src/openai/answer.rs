@@ -3,7 +3,7 @@
 use super::{thinking, usage_value};
 use crate::neutral::{Finish, Kind, Seen, Step, unescape};
 use crate::sse;
-use exchange::Usage;
+use exchange::{Surface, Usage};
 use serde_json::{Value, json};
 
 /// Reads the chunks of one stream, of which only the first choice has a place in other dialects.
@@ -206,15 +206,18 @@ impl Writer {
 }
 
 /// Ends a stream that passed unchanged, as if every choice had come to its limit. `head` is what its first chunk said.
-pub(crate) fn end_early(head: &Value, choices: u32, usage: Option<&Usage>) -> Vec<u8> {
+pub(crate) fn end_early(surface: Surface, (head, choices): (&Value, u32), usage: Option<&Usage>) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut chunk =
-        json!({ "id": "chatcmpl-0", "object": "chat.completion.chunk", "created": 0, "model": "" });
+    let (object, part, none) = match surface {
+        Surface::Completions => ("text_completion", "text", json!("")),
+        _ => ("chat.completion.chunk", "delta", json!({})),
+    };
+    let mut chunk = json!({ "id": "chatcmpl-0", "object": object, "created": 0, "model": "" });
     for (name, value) in head.as_object().into_iter().flatten() {
         chunk[name] = value.clone();
     }
     let ends = (0..choices.max(1)).map(|index| {
-        json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": finish_reason(Finish::Length) })
+        json!({ "index": index, part: none, "logprobs": null, "finish_reason": finish_reason(Finish::Length) })
     });
     for choice in ends {
         chunk["choices"] = json!([choice]);

@@ -25,6 +25,8 @@ struct Notes {
     /// Requests of the running step whose callers have not.
     step: Vec<u64>,
     class: Class,
+    /// A request has come since the engine last looked, for which background steps make way.
+    has_come: bool,
 }
 
 #[derive(Debug, Default)]
@@ -79,12 +81,20 @@ impl Board {
         was_queued
     }
 
-    /// A request has come; a background step makes way for it.
+    /// A request has come, and can be taken; a background step makes way for it.
     pub(super) fn came(&self, class: Class) {
-        let notes = self.notes();
-        if class == Class::Foreground && notes.class == Class::Background && !notes.step.is_empty() {
-            self.abort.store(true, Ordering::Release);
+        let mut notes = self.notes();
+        if class == Class::Foreground {
+            notes.has_come = true;
+            if notes.class == Class::Background && !notes.step.is_empty() {
+                self.abort.store(true, Ordering::Release);
+            }
         }
+    }
+
+    /// The engine takes all requests that have come.
+    pub(super) fn look(&self) {
+        self.notes().has_come = false;
     }
 
     /// Stops whatever runs.
@@ -97,10 +107,10 @@ impl Board {
         std::mem::take(&mut self.notes().left)
     }
 
-    /// A step begins, unless somebody has left since the last look. True: it may run.
+    /// A step begins, unless somebody has left, or has come for whom it makes way, since the last look. True: it may run.
     pub(super) fn begin(&self, ids: impl Iterator<Item = u64>, class: Class) -> bool {
         let mut notes = self.notes();
-        if !notes.left.is_empty() {
+        if !notes.left.is_empty() || class == Class::Background && notes.has_come {
             return false;
         }
         notes.step = ids.collect();
@@ -170,11 +180,19 @@ mod tests {
         assert!(board.begin([1].into_iter(), Class::Foreground));
         board.came(Class::Foreground);
         assert!(!is_aborted(&board));
+        board.look();
         assert!(board.begin([1].into_iter(), Class::Background));
         board.came(Class::Background);
         assert!(!is_aborted(&board));
         board.came(Class::Foreground);
         assert!(is_aborted(&board));
+        board.end();
+        assert!(
+            !board.begin([1].into_iter(), Class::Background),
+            "who came is taken first"
+        );
+        board.look();
+        assert!(board.begin([1].into_iter(), Class::Background));
         board.end();
         assert!(board.begin([1].into_iter(), Class::Foreground));
         board.end();

@@ -5,6 +5,7 @@ use super::lookup::Lookup;
 use super::metrics::{Metrics, add};
 use super::output::Output;
 use super::{Counts, Event, Finish, Order, Sink, Slot, Submission, Timings, TokenLogprob};
+use crate::backend::Want;
 use crate::grammar::Grammar;
 use crate::sample::{Choice, Sampler};
 use crate::text::{Tokenizer, Utf8Stream};
@@ -25,6 +26,12 @@ struct Clocks {
     admitted: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+}
+
+/// What a step gave for a row.
+pub(super) enum Given<'a> {
+    Logits(&'a mut [f32]),
+    Token(u32),
 }
 
 /// What a step brought.
@@ -124,9 +131,17 @@ impl Sequence {
         wanted.min(context.saturating_sub(tokens))
     }
 
+    /// What is to be asked of a device that draws, for the token after `ahead` more: logits only where they must be looked at.
+    pub(super) fn wants(&self, ahead: usize) -> Want {
+        match (&self.grammar, self.sampler.draw_alone(ahead)) {
+            (None, Some(draw)) => Want::Token(draw),
+            _ => Want::Logits,
+        }
+    }
+
     /// Chooses the next token and hands out its text.
-    pub(super) fn advance(&mut self, logits: &mut [f32], model: &Model<'_>, metrics: &Metrics) -> Advance {
-        let choice = match self.choose(logits) {
+    pub(super) fn advance(&mut self, given: Given<'_>, model: &Model<'_>, metrics: &Metrics) -> Advance {
+        let choice = match self.choose(given) {
             Ok(choice) => choice,
             Err(problem) => {
                 self.emit(Event::Failed(problem));
@@ -158,12 +173,14 @@ impl Sequence {
         }
     }
 
-    fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, String> {
+    fn choose(&mut self, given: Given<'_>) -> Result<Choice, String> {
         let forced = self.thinker.as_ref().and_then(Thinker::forced);
         let answers = self.thinker.as_ref().is_none_or(Thinker::is_over);
-        if let Some(token) = forced {
-            return Ok(self.sampler.take(token, logits));
-        }
+        let logits = match (given, forced) {
+            (Given::Token(drawn), _) => return Ok(self.sampler.take(forced.unwrap_or(drawn), &[])),
+            (Given::Logits(logits), Some(token)) => return Ok(self.sampler.take(token, logits)),
+            (Given::Logits(logits), None) => logits,
+        };
         let Some(grammar) = self.grammar.as_mut().filter(|_| answers) else {
             return Ok(self.sampler.choose(logits));
         };

@@ -2,9 +2,9 @@
 
 use super::board::{Board, Left};
 use super::metrics::add;
-use super::sequence::{Model, Sequence};
+use super::sequence::{Given, Model, Sequence};
 use super::{Command, Embedding, Settings, Shared, Speculation, Standing, Submission};
-use crate::backend::{Backend, Row, StepEnd};
+use crate::backend::{Backend, Output, Row, StepEnd, Want};
 use crate::scheduler::{Class, Job, Part, Plan, Scheduler};
 use crate::text::Tokenizer;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -30,7 +30,7 @@ pub(super) struct Worker {
     embeddings: VecDeque<Embedding>,
     /// Left before they were taken from the channel, where they are.
     left_early: HashSet<u64>,
-    logits: Vec<f32>,
+    output: Output,
 }
 
 impl Worker {
@@ -51,7 +51,7 @@ impl Worker {
             sequences: HashMap::new(),
             embeddings: VecDeque::new(),
             left_early: HashSet::new(),
-            logits: Vec::new(),
+            output: Output::default(),
         }
     }
 
@@ -62,7 +62,7 @@ impl Worker {
             let plan = self.scheduler.plan();
             self.note(&plan);
             if !plan.parts.is_empty() {
-                self.step(&plan, context);
+                self.step(plan, context);
             } else if !self.sequences.is_empty() {
                 std::thread::sleep(STUCK);
             }
@@ -72,6 +72,7 @@ impl Worker {
 
     /// Takes what there is; waits a moment where there is nothing to do. False when the engine was dropped.
     fn receive(&mut self) -> bool {
+        self.shared.board.look();
         if self.sequences.is_empty() && self.embeddings.is_empty() {
             match self.commands.recv_timeout(HEARTBEAT) {
                 Ok(command) => self.take(command),
@@ -154,7 +155,7 @@ impl Worker {
             None => tell(None),
             Some(StepEnd::Done) => tell(Some(out.chunks(width.max(1)).map(<[f32]>::to_vec).collect())),
             // Nobody waits for it.
-            Some(StepEnd::Aborted) => {}
+            Some(StepEnd::Aborted | StepEnd::Suspended) => {}
         }
     }
 
@@ -201,7 +202,7 @@ impl Worker {
         }
     }
 
-    fn step(&mut self, plan: &Plan, context: usize) {
+    fn step(&mut self, plan: Plan, context: usize) {
         let mut rows: Vec<Row<'_>> = Vec::with_capacity(plan.parts.len());
         for part in &plan.parts {
             for at in 0..=part.guesses {
@@ -212,25 +213,33 @@ impl Worker {
                     tokens,
                     first,
                     blocks,
-                    wants_logits: part.is_last,
+                    wants: self.wants(part, at),
                 });
             }
         }
+        let wants: Vec<Want> = rows.iter().map(|row| row.wants).collect();
         let board: &Board = &self.shared.board;
         if !board.begin(plan.parts.iter().map(|part| part.id), plan.class) {
+            self.scheduler.not_begun(plan);
             return;
         }
         let started = Instant::now();
-        let ended = self.backend.step(&rows, board.abort(), &mut self.logits);
+        let ended = match plan.suspended {
+            None => self.backend.step(&rows, board.abort(), &mut self.output),
+            Some(_) => self.backend.resume(&rows, board.abort(), &mut self.output),
+        };
         board.end();
         let took = started.elapsed();
         let metrics = &self.shared.metrics;
         add(&metrics.busy_us, took.as_micros() as usize);
-        if ended == StepEnd::Aborted {
+        if ended != StepEnd::Done {
             if plan.class == Class::Background {
                 add(&metrics.background_us, took.as_micros() as usize);
             }
             add(&metrics.aborted_steps, 1);
+            if ended == StepEnd::Suspended {
+                self.scheduler.suspended(plan, took);
+            }
             return;
         }
         add(&metrics.steps, 1);
@@ -238,26 +247,42 @@ impl Worker {
         metrics
             .longest_step_us
             .fetch_max(took.as_micros() as u64, Ordering::Relaxed);
-        let shares = self.scheduler.ran(plan, took);
+        let shares = self.scheduler.ran(&plan, took);
         let pairs = plan.parts.iter().zip(&shares);
         let background: Duration = pairs
             .filter(|(part, _)| part.class == Class::Background)
             .map(|(_, share)| *share)
             .sum();
+        // What it took before it was suspended is counted.
+        let background = background.saturating_sub(plan.suspended.unwrap_or_default());
         add(&metrics.background_us, background.as_micros() as usize);
-        let mut logits = std::mem::take(&mut self.logits);
-        let mut rest = logits.as_mut_slice();
+        let mut output = std::mem::take(&mut self.output);
+        let mut logits = output.logits.chunks_exact_mut(self.backend.info().vocabulary);
+        let mut tokens = output.tokens.iter();
+        let mut given = wants.iter().filter_map(|want| match want {
+            Want::Nothing => None,
+            Want::Logits => logits.next().map(Given::Logits),
+            Want::Token(_) => tokens.next().map(|token| Given::Token(*token)),
+        });
         for (part, share) in plan.parts.iter().zip(shares) {
             let rows = if part.is_last { 1 + part.guesses } else { 0 };
-            let (mine, others) = rest.split_at_mut(rows * self.backend.info().vocabulary);
+            let mine = given.by_ref().take(rows).collect();
             self.part(part, share, mine, context);
-            rest = others;
         }
-        self.logits = logits;
+        self.output = output;
+    }
+
+    /// What is wanted of a part's row.
+    fn wants(&self, part: &Part, at: usize) -> Want {
+        match self.sequences.get(&part.id) {
+            _ if !part.is_last => Want::Nothing,
+            Some(sequence) if self.backend.info().draws => sequence.wants(at),
+            _ => Want::Logits,
+        }
     }
 
     /// Chooses a part's next tokens: one, and one more for each guess that was right.
-    fn part(&mut self, part: &Part, share: Duration, logits: &mut [f32], context: usize) {
+    fn part(&mut self, part: &Part, share: Duration, given: Vec<Given<'_>>, context: usize) {
         let Some(sequence) = self.sequences.get_mut(&part.id) else {
             return;
         };
@@ -269,8 +294,8 @@ impl Worker {
             context,
         };
         let (mut chosen, mut is_over) = (Vec::new(), false);
-        for (at, logits) in logits.chunks_exact_mut(info.vocabulary).enumerate() {
-            let advance = sequence.advance(logits, &model, &self.shared.metrics);
+        for (at, given) in given.into_iter().enumerate() {
+            let advance = sequence.advance(given, &model, &self.shared.metrics);
             chosen.push(advance.token);
             is_over = advance.is_over;
             let next = self.scheduler.row(part, at + 1).map(|(tokens, ..)| tokens[0]);

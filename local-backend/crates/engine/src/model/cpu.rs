@@ -9,7 +9,7 @@ use super::arch::{Config, Pooling};
 use super::progress::Progress;
 use super::source::Source;
 use super::weights::{Layer, Linear, Norms, Weights};
-use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
+use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Output, Row, StepEnd, Want};
 use kernels::{
     Activations, Feed, Heads, KvCache, KvKind, KvShape, Matrix, Mode, Norm, Part, Pool, Queries, Slot,
     attend, feed, multiply, rotate,
@@ -37,6 +37,15 @@ pub(super) struct Model {
     /// Angle per position of each pair: of layers that see everything, and of those that see a window.
     frequencies: [Vec<f32>; 2],
     memory: Memory,
+    suspended: Suspended,
+}
+
+/// Where the last step that was suspended stood: the layer before which it stopped, and the residual there. Everything else
+/// between two layers is in the cache.
+#[derive(Default)]
+struct Suspended {
+    layer: Option<usize>,
+    x: Vec<f32>,
 }
 
 /// What a step works in; kept, since fresh memory costs more than the work in it.
@@ -66,6 +75,10 @@ struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
+    fn of(rows: &[Row<'a>]) -> Self {
+        Self::new(rows.iter().map(|row| (row.blocks, row.first, row.tokens.len())))
+    }
+
     fn new(parts: impl Iterator<Item = (&'a [u32], usize, usize)>) -> Self {
         let (mut queries, mut slots, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         for (blocks, first, count) in parts {
@@ -145,6 +158,7 @@ impl Model {
             caches: Vec::new(),
             frequencies,
             memory: Memory::default(),
+            suspended: Suspended::default(),
         })
     }
 
@@ -282,16 +296,49 @@ impl Model {
         );
     }
 
-    /// Every layer over the step's tokens, whose keys and values go to their own layer's cache, or all to the first.
-    fn forward(&mut self, places: &Places<'_>, has_caches: bool, abort: &AtomicBool) -> StepEnd {
+    /// The layers over the step's tokens, whose keys and values go to their own layer's cache, or all to the first. Answers
+    /// with the layer before which it was stopped.
+    fn forward(
+        &mut self,
+        places: &Places<'_>,
+        (from, has_caches): (usize, bool),
+        abort: &AtomicBool,
+    ) -> Result<(), usize> {
         self.turn(&places.positions);
-        for index in 0..self.weights.layers.len() {
+        for index in from..self.weights.layers.len() {
             if abort.load(Ordering::Relaxed) {
-                return StepEnd::Aborted;
+                return Err(index);
             }
             self.layer(index, if has_caches { index } else { 0 }, places);
         }
-        StepEnd::Done
+        Ok(())
+    }
+
+    /// What is left of a step whose residual before layer `from` is there.
+    fn go_on(
+        &mut self,
+        (rows, places): (&[Row<'_>], &Places<'_>),
+        from: usize,
+        abort: &AtomicBool,
+        output: &mut Output,
+    ) -> StepEnd {
+        output.tokens.clear();
+        match self.forward(places, (from, true), abort) {
+            Ok(()) if rows.iter().any(|row| row.wants == Want::Logits) => {
+                self.head(rows, &mut output.logits);
+                StepEnd::Done
+            }
+            Ok(()) => {
+                output.logits.clear();
+                StepEnd::Done
+            }
+            Err(layer) => {
+                output.logits.clear();
+                self.suspended.layer = Some(layer);
+                std::mem::swap(&mut self.suspended.x, &mut self.memory.x);
+                StepEnd::Suspended
+            }
+        }
     }
 
     /// Logits for the last token of every row that wants them.
@@ -304,7 +351,7 @@ impl Model {
         let mut end = 0;
         for row in rows {
             end += row.tokens.len();
-            if row.wants_logits {
+            if row.wants == Want::Logits {
                 wanted.push(end - 1);
             }
         }
@@ -452,17 +499,19 @@ impl Backend for Model {
         Ok(())
     }
 
-    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
-        let places = Places::new(rows.iter().map(|row| (row.blocks, row.first, row.tokens.len())));
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        let places = Places::of(rows);
         let tokens = rows.iter().flat_map(|row| row.tokens).copied();
         self.enter(tokens, &places);
-        let ended = self.forward(&places, true, abort);
-        if ended == StepEnd::Done && rows.iter().any(|row| row.wants_logits) {
-            self.head(rows, logits);
-        } else {
-            logits.clear();
-        }
-        ended
+        self.go_on((rows, &places), 0, abort, output)
+    }
+
+    fn resume(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        let Some(layer) = self.suspended.layer.take() else {
+            return self.step(rows, abort, output);
+        };
+        std::mem::swap(&mut self.suspended.x, &mut self.memory.x);
+        self.go_on((rows, &Places::of(rows)), layer, abort, output)
     }
 
     fn embed(&mut self, sequences: &[&[u32]], abort: &AtomicBool, out: &mut Vec<f32>) -> Option<StepEnd> {
@@ -489,11 +538,12 @@ impl Backend for Model {
         let parts = tables.iter().zip(sequences);
         let places = Places::new(parts.map(|(table, sequence)| (table.as_slice(), 0, sequence.len())));
         self.enter(sequences.iter().copied().flatten().copied(), &places);
-        let ended = self.forward(&places, false, abort);
+        let ended = self.forward(&places, (0, false), abort);
         self.caches = kept;
-        if ended == StepEnd::Done {
-            self.pool_sequences(kind, sequences, out);
+        if ended.is_err() {
+            return Some(StepEnd::Aborted);
         }
-        Some(ended)
+        self.pool_sequences(kind, sequences, out);
+        Some(StepEnd::Done)
     }
 }

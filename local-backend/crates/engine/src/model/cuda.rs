@@ -12,11 +12,11 @@ mod room;
 mod synthetic;
 
 use super::arch::Config;
-use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
+use crate::backend::{AllocateError, BLOCK_TOKENS, Backend, Draw, ModelInfo, Output, Row, StepEnd, Want};
 use kernels::Activation;
 use kernels::cuda::{
-    Buffer, CudaError, Cuts, Driver, Emit, Form, Gate, Glu, GraphId, KvPages, Matrix, Norm, Ops, Place,
-    Precision, QkvExtras, Sampling, Singles, Span, Steps, Then,
+    Buffer, CudaError, Driver, Emit, Form, Gate, Glu, GraphId, KvPages, Matrix, Norm, Ops, Place, Precision,
+    QkvExtras, Sampling, Singles, Span, Steps, Then,
 };
 use room::Room;
 use std::collections::HashMap;
@@ -83,8 +83,11 @@ pub struct Model {
 }
 
 /// A part of a step that there is room for.
+#[derive(Default)]
 struct Piece<'a> {
     steps: Vec<Steps<'a>>,
+    /// Of the steps that have logits, what is done with them.
+    wants: Vec<Want>,
 }
 
 /// Sizes that steps of single tokens are padded to, so that few graphs serve all.
@@ -99,7 +102,7 @@ impl Model {
         }
     }
 
-    /// Cuts rows into pieces that fit; a row may be cut, then its last part alone wants logits.
+    /// Cuts rows into pieces that fit; a row may be cut, then its last part alone wants something.
     fn pieces<'a>(&self, rows: &[Row<'a>]) -> Vec<Piece<'a>> {
         let (mut pieces, mut left) = (Vec::new(), 0);
         let singles_left = |piece: &Piece<'_>| self.capacity.sequences > piece.steps.len();
@@ -107,18 +110,21 @@ impl Model {
             let mut at = 0;
             while at < row.tokens.len() {
                 if left == 0 || !pieces.last().is_some_and(singles_left) {
-                    pieces.push(Piece { steps: Vec::new() });
+                    pieces.push(Piece::default());
                     left = self.capacity.tokens;
                 }
                 let count = left.min(row.tokens.len() - at);
+                let is_last = at + count == row.tokens.len();
+                let want = Some(row.wants).filter(|want| is_last && *want != Want::Nothing);
                 let step = Steps {
                     tokens: &row.tokens[at..at + count],
                     first: row.first + at,
                     blocks: row.blocks,
-                    wants_logits: row.wants_logits && at + count == row.tokens.len(),
+                    wants_logits: want.is_some(),
                 };
                 if let Some(piece) = pieces.last_mut() {
                     piece.steps.push(step);
+                    piece.wants.extend(want);
                 }
                 at += count;
                 left -= count;
@@ -131,10 +137,9 @@ impl Model {
         &mut self,
         rows: &[Row<'_>],
         abort: &AtomicBool,
-        logits: &mut Vec<f32>,
+        output: &mut Output,
     ) -> Result<StepEnd, CudaError> {
         for mut piece in self.pieces(rows) {
-            let wanted = piece.steps.iter().filter(|step| step.wants_logits).count();
             let is_single = piece
                 .steps
                 .iter()
@@ -166,12 +171,42 @@ impl Model {
             } else if self.forward(abort)? == StepEnd::Aborted {
                 return Ok(StepEnd::Aborted);
             }
-            let (vocabulary, start) = (self.info.vocabulary, logits.len());
-            logits.resize(start + wanted * vocabulary, 0.0);
-            self.room()?.logits.read_into(&mut logits[start..])?;
+            self.give(&piece.wants, output)?;
         }
         self.ops.driver().synchronize()?;
         Ok(StepEnd::Done)
+    }
+
+    /// What the rows of the logits on the device are wanted for: tokens are drawn there, only others come here.
+    fn give(&mut self, wants: &[Want], output: &mut Output) -> Result<(), CudaError> {
+        let vocabulary = self.info.vocabulary;
+        let (ops, room) = (self.ops.clone(), self.room()?);
+        if wants.iter().any(|want| matches!(want, Want::Token(_))) {
+            // With the likeliest as if it were wanted of the others: their logits stay as they are.
+            let draws = wants.iter().map(|want| match want {
+                Want::Token(draw) => *draw,
+                Want::Nothing | Want::Logits => Draw::default(),
+            });
+            room.sampling.set(&draws.collect::<Vec<_>>())?;
+            ops.sample(&mut room.logits, &room.sampling, &mut room.chosen)?;
+            let chosen = room.chosen.read(wants.len())?;
+            let drawn = chosen
+                .iter()
+                .zip(wants)
+                .filter(|(_, want)| **want != Want::Logits);
+            output.tokens.extend(drawn.map(|(token, _)| *token));
+        }
+        let mut row = 0;
+        for alike in wants.chunk_by(|a, b| (*a == Want::Logits) == (*b == Want::Logits)) {
+            if alike[0] == Want::Logits {
+                let start = output.logits.len();
+                output.logits.resize(start + alike.len() * vocabulary, 0.0);
+                room.logits
+                    .read_from(row * vocabulary, &mut output.logits[start..])?;
+            }
+            row += alike.len();
+        }
+        Ok(())
     }
 
     /// The block that padding writes to: one more than was asked for.
@@ -416,13 +451,13 @@ impl Model {
             .collect();
         let vocabulary = self.info.vocabulary;
         let mut sampling = Sampling::new(self.ops.driver(), sequences, vocabulary)?;
-        sampling.set(&vec![Cuts::default(); sequences])?;
+        sampling.set(&vec![Draw::default(); sequences])?;
         self.room()?.batch.write(&steps, Singles::Lone)?;
         for step in 0..count {
             self.replay()?;
             let ops = self.ops.clone();
             let room = self.room()?;
-            ops.sample_next(&room.logits, &mut sampling, &mut room.batch)?;
+            ops.sample_next(&mut room.logits, &sampling, &mut room.batch)?;
             if step + 1 < count {
                 ops.advance(&mut room.batch, &mut sampling)?;
             }
@@ -521,13 +556,15 @@ impl Backend for Model {
         clippy::panic,
         reason = "after an error a card can do nothing more in this process: the engine's thread ends and its health says so"
     )]
-    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
-        logits.clear();
-        match self.run(rows, abort, logits) {
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        output.logits.clear();
+        output.tokens.clear();
+        match self.run(rows, abort, output) {
             Ok(StepEnd::Done) => StepEnd::Done,
-            Ok(StepEnd::Aborted) => {
-                logits.clear();
-                StepEnd::Aborted
+            Ok(ended) => {
+                output.logits.clear();
+                output.tokens.clear();
+                ended
             }
             Err(error) => panic!("{error}"),
         }

@@ -90,13 +90,27 @@ impl Place {
     /// The same place, with keys and values kept like this.
     ///
     /// # Errors
-    /// A card keeps them in one way only.
+    /// A card has no kernels for bf16 and f32.
     pub fn keeping(self, kv: Option<KvKind>) -> Result<Self, String> {
         match (self, kv) {
             (Self::Cpu { threads, weights, .. }, kv) => Ok(Self::Cpu { threads, weights, kv }),
             (card, None) => Ok(card),
+            (
+                Self::Cuda {
+                    driver,
+                    precision,
+                    capacity,
+                    choice,
+                },
+                Some(kv @ (KvKind::F16 | KvKind::Int8)),
+            ) => Ok(Self::Cuda {
+                capacity: Capacity { kv, ..capacity },
+                driver,
+                precision,
+                choice,
+            }),
             (card, Some(_)) => Err(format!(
-                "the kind of cache can be chosen on the CPU; {card} keeps keys and values in 16 bits: leave `kv_cache` out"
+                "{card} keeps keys and values as f16 or int8: choose one of these for `kv_cache`, or leave it out"
             )),
         }
     }

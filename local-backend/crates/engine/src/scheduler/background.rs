@@ -1,10 +1,5 @@
-//! What the background class gets: how long its own steps are, and when it rides in those of others. Owns the two rules;
-//! refuses to know who is next.
-//!
-//! **Alone.** A step of background requests is stopped when another request comes, and what it had computed is lost. Short
-//! steps lose little and pay the fixed cost of a step often; long ones the other way round. With a fixed cost *b* and *Q*
-//! seconds of quiet to come, of which one step's half is lost at the end, steps of √(2·b·Q) waste least. How much quiet is
-//! to come is not known; that there will be as much as there has been is the best guess that needs no model of callers.
+//! When the background class rides in the steps of others. Owns the rule; refuses to know who is next. Its own steps need
+//! none: what is suspended between two layers when somebody comes is not lost, so they are as long as any.
 //!
 //! **Riding.** Where every other request only waits for its next token, a machine that reads its weights once for all rows
 //! may have arithmetic to spare: background requests join the step, as far as it is expected to take hardly longer for it.
@@ -17,17 +12,8 @@ use std::time::Duration;
 /// What a step with riders may take, as a multiple of what it would take without. A third of a step for riders, on a CPU,
 /// made answers come half as fast and first tokens a sixth later.
 const RIDE: f64 = 1.05;
-/// So much quiet is reckoned with at least.
-const QUIET: Duration = Duration::from_millis(50);
 
 impl Scheduler {
-    /// How long a step of nothing but background requests should be.
-    pub(super) fn alone(&self) -> Duration {
-        let quiet = self.quiet.max(QUIET).as_secs_f64();
-        let best = (2.0 * self.pace.fixed() * quiet).sqrt();
-        Duration::from_secs_f64(best).min(self.limits.step)
-    }
-
     /// How long a step of other requests may be with background requests in it. `None`: they have to wait.
     pub(super) fn riding(&self, plan: &Plan) -> Option<Duration> {
         let is_waiting = self
@@ -39,13 +25,5 @@ impl Scheduler {
             let alone = Duration::from_secs_f64(self.pace.expected(plan.work()));
             self.pace.aimed_at(alone).mul_f64(RIDE).min(self.limits.step)
         })
-    }
-
-    /// A step was taken.
-    pub(super) fn note_quiet(&mut self, class: Class, took: Duration) {
-        self.quiet = match class {
-            Class::Foreground => Duration::ZERO,
-            Class::Background => self.quiet + took,
-        };
     }
 }

@@ -1,7 +1,7 @@
 //! A model's tokens and answers against those of llama.cpp: the same tokens, or a choice between tokens that llama.cpp
 //! itself found about equally likely.
 
-use engine::backend::{BLOCK_TOKENS, Row, StepEnd};
+use engine::backend::{BLOCK_TOKENS, Output, Row, StepEnd, Want};
 use engine::model::Loaded;
 use engine::sample::likeliest;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 /// Runs `tokens` in chunks of the given size and returns the logits after the last.
 pub(crate) fn logits(model: &mut Loaded, tokens: &[u32], first: usize, chunk: usize) -> Vec<f32> {
     let blocks: Vec<u32> = (0..(first + tokens.len()).div_ceil(BLOCK_TOKENS) as u32).collect();
-    let mut out = Vec::new();
+    let mut out = Output::default();
     let mut at = 0;
     while at < tokens.len() {
         let end = (at + chunk).min(tokens.len());
@@ -18,13 +18,17 @@ pub(crate) fn logits(model: &mut Loaded, tokens: &[u32], first: usize, chunk: us
             tokens: &tokens[at..end],
             first: first + at,
             blocks: &blocks,
-            wants_logits: end == tokens.len(),
+            wants: if end == tokens.len() {
+                Want::Logits
+            } else {
+                Want::Nothing
+            },
         };
         let ended = model.backend.step(&[row], &AtomicBool::new(false), &mut out);
         assert_eq!(ended, StepEnd::Done);
         at = end;
     }
-    out
+    out.logits
 }
 
 /// The logarithm of the sum of exponentials.

@@ -1,10 +1,11 @@
 //! A device for tests: its cache holds the tokens themselves, so that a wrong block or a block that somebody else wrote
 //! shows in the next answer.
 
-use engine::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Row, StepEnd};
+use engine::backend::{AllocateError, BLOCK_TOKENS, Backend, ModelInfo, Output, Row, StepEnd, Want};
 use engine::text::{Scheme, TokenKind, Tokenizer, Vocabulary};
+use kernels::Candidates;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Tokens below are bytes; from here on come the end, `<think>` and `</think>`.
@@ -45,10 +46,22 @@ pub(crate) struct Device {
     info: ModelInfo,
     mind: Mind,
     layers: (usize, Duration),
+    /// Layers computed, in all steps.
+    computed: Arc<AtomicUsize>,
+    /// Before which layer the last step was suspended.
+    suspended: usize,
     /// Steps wait until it is true.
     gate: Option<Arc<AtomicBool>>,
     /// The token at each place of each block.
     cache: Vec<Option<u32>>,
+    asked: Arc<Asked>,
+}
+
+/// How many rows wanted what.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub(crate) logits: AtomicUsize,
+    pub(crate) tokens: AtomicUsize,
 }
 
 impl Device {
@@ -66,9 +79,21 @@ impl Device {
         self
     }
 
+    /// How many layers it computed, in all steps.
+    pub(crate) fn computed(&self) -> Arc<AtomicUsize> {
+        self.computed.clone()
+    }
+
     /// Steps do not end before `gate` is true, unless they are stopped, which opens it.
     pub(crate) fn gate(mut self, gate: &Arc<AtomicBool>) -> Self {
         self.gate = Some(gate.clone());
+        self
+    }
+
+    /// Draws tokens itself, and counts what is asked for.
+    pub(crate) fn draws(mut self, asked: &Arc<Asked>) -> Self {
+        self.info.draws = true;
+        self.asked = asked.clone();
         self
     }
 
@@ -86,6 +111,7 @@ impl Device {
             add_bos: false,
             eos: vec![SPECIAL],
             generates: true,
+            draws: false,
             embeds: false,
             embedding_width: 0,
             kv_bytes: 4,
@@ -95,8 +121,11 @@ impl Device {
             info,
             mind,
             layers: (1, Duration::ZERO),
+            computed: Arc::default(),
+            suspended: 0,
             gate: None,
             cache: Vec::new(),
+            asked: Arc::default(),
         }
     }
 
@@ -138,8 +167,19 @@ impl Backend for Device {
         Ok(())
     }
 
-    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, logits: &mut Vec<f32>) -> StepEnd {
-        logits.clear();
+    fn step(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        self.run((rows, 0), abort, output)
+    }
+
+    fn resume(&mut self, rows: &[Row<'_>], abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        self.run((rows, self.suspended), abort, output)
+    }
+}
+
+impl Device {
+    fn run(&mut self, (rows, from): (&[Row<'_>], usize), abort: &AtomicBool, output: &mut Output) -> StepEnd {
+        output.logits.clear();
+        output.tokens.clear();
         while let Some(gate) = self.gate.as_ref().filter(|gate| !gate.load(Ordering::Acquire)) {
             if abort.load(Ordering::Relaxed) {
                 gate.store(true, Ordering::Release);
@@ -147,10 +187,12 @@ impl Backend for Device {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
-        for _ in 0..self.layers.0 {
+        for layer in from..self.layers.0 {
             if abort.load(Ordering::Relaxed) {
-                return StepEnd::Aborted;
+                self.suspended = layer;
+                return StepEnd::Suspended;
             }
+            self.computed.fetch_add(1, Ordering::Relaxed);
             if !self.layers.1.is_zero() {
                 std::thread::sleep(self.layers.1);
             }
@@ -161,16 +203,28 @@ impl Backend for Device {
                 self.cache[Self::place(row, row.first + at)] = Some(*token);
             }
         }
-        for row in rows.iter().filter(|row| row.wants_logits) {
+        for row in rows.iter().filter(|row| row.wants != Want::Nothing) {
             let end = row.first + row.tokens.len();
             let history: Vec<u32> = (0..end)
                 .map(|position| {
                     self.cache[Self::place(row, position)].expect("a place that was never computed")
                 })
                 .collect();
-            let start = logits.len();
-            logits.resize(start + VOCABULARY, 0.0);
-            self.next(&history, &mut logits[start..]);
+            let mut logits = vec![0.0; VOCABULARY];
+            self.next(&history, &mut logits);
+            match row.wants {
+                Want::Token(draw) => {
+                    assert!(self.info.draws, "a token is wanted of a device that cannot draw");
+                    self.asked.tokens.fetch_add(1, Ordering::Relaxed);
+                    output
+                        .tokens
+                        .push(draw.choose(&logits, &mut Candidates::default()));
+                }
+                _ => {
+                    self.asked.logits.fetch_add(1, Ordering::Relaxed);
+                    output.logits.extend(logits);
+                }
+            }
         }
         StepEnd::Done
     }

@@ -3,7 +3,7 @@
 use super::batch::{BLOCK, Batch, TILE};
 use super::buffer::Buffer;
 use super::{Args, CudaError, Driver, Ops, Precision, Way, check};
-use crate::Pairs;
+use crate::{KvKind, Pairs};
 use std::sync::Arc;
 
 /// Positions of a split; as in `attention_decode.cu`.
@@ -38,38 +38,85 @@ impl HeadShape {
     }
 }
 
-/// Keys and values of one layer in f16.
+/// Keys and values of one layer, in f16, or in bytes with a scale for each position of each head.
 #[derive(Debug)]
 pub struct KvPages {
+    /// f16, or two bytes in each.
     pub(super) keys: Buffer<u16>,
     pub(super) values: Buffer<u16>,
+    /// Of keys and of values, where these are bytes.
+    scales: Option<[Buffer<f32>; 2]>,
     pub(super) shape: HeadShape,
     pub(super) blocks: usize,
 }
 
+/// What a layer's pages hold: elements by blocks, key heads, 16 positions and heads, and where these are bytes the scales, by
+/// blocks, key heads and 16 positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// Bytes of the elements: f16 bits, or signed bytes.
+    pub elements: Vec<u8>,
+    pub scales: Vec<f32>,
+}
+
 impl KvPages {
     /// # Errors
-    /// No kernel is made for the heads, or there is not so much memory.
-    pub fn new(driver: &Arc<dyn Driver>, shape: HeadShape, blocks: usize) -> Result<Self, CudaError> {
+    /// No kernel is made for the heads or the kind, or there is not so much memory.
+    pub fn new(
+        driver: &Arc<dyn Driver>,
+        (shape, kind): (HeadShape, KvKind),
+        blocks: usize,
+    ) -> Result<Self, CudaError> {
         shape.check()?;
-        let len = blocks * BLOCK * shape.kv_heads * shape.dim;
+        check(matches!(kind, KvKind::F16 | KvKind::Int8), || {
+            "a card keeps keys and values as f16 or int8".into()
+        })?;
+        let rows = blocks * BLOCK * shape.kv_heads;
+        let words = rows * shape.dim * kind.bytes() / 2;
+        let scales =
+            || -> Result<_, CudaError> { Ok([Buffer::new(driver, rows)?, Buffer::new(driver, rows)?]) };
         Ok(Self {
-            keys: Buffer::new(driver, len)?,
-            values: Buffer::new(driver, len)?,
+            keys: Buffer::new(driver, words)?,
+            values: Buffer::new(driver, words)?,
+            scales: (kind == KvKind::Int8).then(scales).transpose()?,
             shape,
             blocks,
         })
     }
 
-    /// Keys, then values, as f16 bits: blocks by key heads by 16 positions by head.
+    /// Where the scales of keys and of values are; 0 where there are none.
+    fn scales_at(&self) -> [u64; 2] {
+        self.scales
+            .as_ref()
+            .map_or([0; 2], |scales| scales.each_ref().map(Buffer::at))
+    }
+
+    /// What names of kernels end with before the sizes.
+    fn suffix(&self) -> &'static str {
+        if self.scales.is_some() { "_int8" } else { "" }
+    }
+
+    pub(super) fn is_f16(&self) -> bool {
+        self.scales.is_none()
+    }
+
+    /// Keys, then values.
     ///
     /// # Errors
     /// The device refuses.
-    pub fn read(&self) -> Result<(Vec<u16>, Vec<u16>), CudaError> {
-        Ok((
-            self.keys.read(self.keys.len())?,
-            self.values.read(self.values.len())?,
-        ))
+    pub fn read(&self) -> Result<[Kept; 2], CudaError> {
+        let kept = |words: &Buffer<u16>, scales: Option<&Buffer<f32>>| {
+            let words = words.read(words.len())?;
+            Ok(Kept {
+                elements: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+                scales: scales.map_or(Ok(Vec::new()), |scales| scales.read(scales.len()))?,
+            })
+        };
+        let [keys, values] = match &self.scales {
+            Some([keys, values]) => [Some(keys), Some(values)],
+            None => [None; 2],
+        };
+        Ok([kept(&self.keys, keys)?, kept(&self.values, values)?])
     }
 }
 
@@ -158,6 +205,8 @@ struct RopeArgs {
     queries: u64,
     keys: u64,
     values: u64,
+    key_scales: u64,
+    value_scales: u64,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
@@ -165,7 +214,7 @@ struct RopeArgs {
     neighbours: u32,
     epsilon: f32,
 }
-// SAFETY: eleven addresses and six numbers of four bytes.
+// SAFETY: thirteen addresses and six numbers of four bytes.
 unsafe impl Args for RopeArgs {}
 
 #[repr(C)]
@@ -173,6 +222,8 @@ struct DecodeArgs {
     queries: u64,
     keys: u64,
     values: u64,
+    key_scales: u64,
+    value_scales: u64,
     positions: u64,
     sequences: u64,
     tables: u64,
@@ -185,7 +236,7 @@ struct DecodeArgs {
     window: u32,
     scale: f32,
 }
-// SAFETY: eight addresses and six numbers of four bytes.
+// SAFETY: ten addresses and six numbers of four bytes.
 unsafe impl Args for DecodeArgs {}
 
 #[repr(C)]
@@ -207,6 +258,8 @@ struct PrefillArgs {
     queries: u64,
     keys: u64,
     values: u64,
+    key_scales: u64,
+    value_scales: u64,
     tiles: u64,
     tables: u64,
     out: u64,
@@ -217,7 +270,7 @@ struct PrefillArgs {
     scale: f32,
     pad: u32,
 }
-// SAFETY: six addresses and six numbers of four bytes.
+// SAFETY: eight addresses and six numbers of four bytes.
 unsafe impl Args for PrefillArgs {}
 
 impl Ops {
@@ -247,6 +300,7 @@ impl Ops {
                 && extras.angles.len() >= batch.limits().positions * shape.dim / 2,
             || "a bias, a norm or the angles are too short".into(),
         )?;
+        let [key_scales, value_scales] = pages.scales_at();
         let args = RopeArgs {
             qkv: qkv.at(),
             bias: extras.bias.map_or(0, Buffer::at),
@@ -259,6 +313,8 @@ impl Ops {
             queries: work.queries.at(),
             keys: pages.keys.at(),
             values: pages.values.at(),
+            key_scales,
+            value_scales,
             heads: shape.heads as u32,
             kv_heads: shape.kv_heads as u32,
             head_dim: shape.dim as u32,
@@ -292,13 +348,18 @@ impl Ops {
         if singles > 0 {
             self.decode(batch, span, (pages, work), out)?;
         }
-        if self.ways.attend == Way::Hopper && self.precision == Precision::Fast {
+        // Hopper's kernel copies what it multiplies as it lies in memory.
+        let is_on_hopper = self.ways.attend == Way::Hopper && self.precision == Precision::Fast;
+        if is_on_hopper && pages.is_f16() {
             return self.attend_on_hopper(batch, span, (pages, work), out);
         }
+        let [key_scales, value_scales] = pages.scales_at();
         let args = PrefillArgs {
             queries: work.queries.at(),
             keys: pages.keys.at(),
             values: pages.values.at(),
+            key_scales,
+            value_scales,
             tiles: batch.tiles.at(),
             tables: batch.tables.at(),
             out: out.at(),
@@ -312,8 +373,9 @@ impl Ops {
         let keys = if shape.dim == 256 { TILE / 2 } else { TILE };
         let shared = 2 * keys * (shape.dim + 8) * 2;
         let grid = [batch.tile_count(), shape.heads, 1];
+        let kernel = format!("prefill{}_{}", pages.suffix(), shape.dim);
         // SAFETY: lengths were just checked; tiles lie within the batch, see `Batch`.
-        unsafe { self.launch(&format!("prefill_{}", shape.dim), grid, (128, shared), &args) }
+        unsafe { self.launch(&kernel, grid, (128, shared), &args) }
     }
 
     fn decode(
@@ -333,10 +395,13 @@ impl Ops {
                 work.splits
             )
         })?;
+        let [key_scales, value_scales] = pages.scales_at();
         let args = DecodeArgs {
             queries: work.queries.at(),
             keys: pages.keys.at(),
             values: pages.values.at(),
+            key_scales,
+            value_scales,
             positions: batch.positions.at(),
             sequences: batch.sequences.at(),
             tables: batch.tables.at(),
@@ -357,7 +422,7 @@ impl Ops {
             batch.singles(),
         ];
         let shared = 4 * (group * shape.dim + group * SPLIT + 1024 * group);
-        let kernel = format!("decode_{}_{group}", shape.dim);
+        let kernel = format!("decode{}_{}_{group}", pages.suffix(), shape.dim);
         // SAFETY: lengths were just checked; positions and blocks are in range, see `Batch`.
         unsafe { self.launch(&kernel, grid, (128, shared), &args) }?;
         let args = JoinArgs {

@@ -277,7 +277,7 @@ impl Ops {
         )?;
         let args = AdvanceArgs {
             positions: batch.positions.at(),
-            draws: sampling.draws.at(),
+            draws: sampling.draws_at(),
             count: batch.count as u32,
             pad: 0,
         };

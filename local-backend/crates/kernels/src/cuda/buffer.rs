@@ -93,9 +93,17 @@ impl<T: Plain> Buffer<T> {
     /// # Errors
     /// There are not so many elements, or something has failed.
     pub fn read_into(&self, out: &mut [T]) -> Result<(), CudaError> {
-        if out.len() > self.len {
+        self.read_from(0, out)
+    }
+
+    /// The elements from `first` on, as many as `out` has room for.
+    ///
+    /// # Errors
+    /// There are not so many, or something has failed.
+    pub fn read_from(&self, first: usize, out: &mut [T]) -> Result<(), CudaError> {
+        if first.saturating_add(out.len()) > self.len {
             return Err(CudaError::Shape(format!(
-                "{} of {} elements",
+                "{} elements from {first} on, of {}",
                 out.len(),
                 self.len
             )));
@@ -103,8 +111,9 @@ impl<T: Plain> Buffer<T> {
         if out.is_empty() {
             return Ok(());
         }
-        // SAFETY: the length was just checked.
-        unsafe { self.driver.download(self.at, bytes_mut(out)) }
+        let at = self.at + (first * size_of::<T>()) as u64;
+        // SAFETY: the range was just checked.
+        unsafe { self.driver.download(at, bytes_mut(out)) }
     }
 
     #[must_use]

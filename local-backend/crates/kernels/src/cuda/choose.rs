@@ -8,6 +8,7 @@ use super::driver::Hopper;
 use super::matrix::{Matrix, Place, Then};
 use super::tiles::Kind;
 use super::{Activations, CudaError, Driver, Emit, Form, Norm, Ops, Precision, Way, Ways};
+use crate::KvKind;
 use std::sync::Arc;
 
 /// What was asked for.
@@ -230,7 +231,7 @@ fn check_attention(driver: &Arc<dyn Driver>) -> Result<Apart, CudaError> {
             vocabulary: 1,
             positions: POSITIONS,
         };
-        let mut pages = KvPages::new(driver, shape, limits.blocks)?;
+        let mut pages = KvPages::new(driver, (shape, KvKind::F16), limits.blocks)?;
         let mut work = Workspace::new(driver, shape, (limits.tokens, 1), POSITIONS)?;
         let mut batch = Batch::new(driver, limits)?;
         // Blocks of both lie apart and backwards.

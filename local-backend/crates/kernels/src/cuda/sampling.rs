@@ -1,43 +1,41 @@
-//! Choosing tokens on the device, so that only ids come back. The rules are those of the engine's sampler.
+//! Choosing tokens on the device, so that only ids come back. The rules are those of [`Draw`], to the bit.
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Plain};
 use super::{Args, Batch, CudaError, Driver, Ops, check};
+use crate::draw::{Draw, THREADS};
 use std::sync::Arc;
 
-/// How one row is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cuts {
-    /// 0 takes the likeliest token.
-    pub temperature: f32,
-    pub top_p: f32,
-    pub min_p: f32,
-    /// 0 is no limit.
-    pub top_k: u32,
-    pub seed: u64,
-    /// How many tokens were drawn with the seed before.
-    pub draws: u64,
+/// A draw as the kernel has it.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Packed {
+    inverse: f32,
+    top_p: f32,
+    least: f32,
+    top_k: f32,
+    seed: u64,
+    index: u64,
 }
+// SAFETY: four numbers of four bytes and two of eight, without holes.
+unsafe impl Plain for Packed {}
 
-impl Default for Cuts {
-    fn default() -> Self {
+impl From<&Draw> for Packed {
+    fn from(draw: &Draw) -> Self {
         Self {
-            temperature: 0.0,
-            top_p: 1.0,
-            min_p: 0.0,
-            top_k: 0,
-            seed: 0,
-            draws: 0,
+            inverse: draw.inverse(),
+            top_p: draw.top_p,
+            least: draw.least(),
+            top_k: draw.top_k as f32,
+            seed: draw.seed,
+            index: draw.index,
         }
     }
 }
 
-/// The choices of a step's rows, and their scratch.
+/// How a step's rows are drawn.
 #[derive(Debug)]
 pub struct Sampling {
-    weights: Buffer<f32>,
-    seeds: Buffer<u64>,
-    pub(super) draws: Buffer<u64>,
-    cuts: Buffer<[f32; 4]>,
+    draws: Buffer<Packed>,
     rows: usize,
     vocabulary: usize,
 }
@@ -49,30 +47,23 @@ impl Sampling {
     /// There is not so much memory.
     pub fn new(driver: &Arc<dyn Driver>, rows: usize, vocabulary: usize) -> Result<Self, CudaError> {
         Ok(Self {
-            weights: Buffer::new(driver, rows * vocabulary)?,
-            seeds: Buffer::new(driver, rows)?,
             draws: Buffer::new(driver, rows)?,
-            cuts: Buffer::new(driver, rows)?,
             rows: 0,
             vocabulary,
         })
     }
 
-    /// Sets how each row is chosen.
+    /// Sets how each row is drawn.
     ///
     /// # Errors
     /// More rows than there is room for, a number that makes no sense, or the device refuses.
-    pub fn set(&mut self, rows: &[Cuts]) -> Result<(), CudaError> {
+    pub fn set(&mut self, rows: &[Draw]) -> Result<(), CudaError> {
         for row in rows {
-            let is_sound = row.temperature >= 0.0 && row.top_p > 0.0 && (0.0..=1.0).contains(&row.min_p);
+            let is_sound = row.temperature >= 0.0 && row.top_p >= 0.0 && (0.0..=1.0).contains(&row.min_p);
             check(is_sound, || format!("{row:?} makes no sense"))?;
         }
-        let all = |row: &Cuts| [row.temperature, row.top_p, row.min_p, row.top_k as f32];
-        self.seeds
-            .write(&rows.iter().map(|row| row.seed).collect::<Vec<_>>())?;
         self.draws
-            .write(&rows.iter().map(|row| row.draws).collect::<Vec<_>>())?;
-        self.cuts.write(&rows.iter().map(all).collect::<Vec<_>>())?;
+            .write(&rows.iter().map(Packed::from).collect::<Vec<_>>())?;
         self.rows = rows.len();
         Ok(())
     }
@@ -80,31 +71,32 @@ impl Sampling {
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
+
+    pub(super) fn draws_at(&self) -> u64 {
+        self.draws.at()
+    }
 }
 
 #[repr(C)]
 struct SampleArgs {
     logits: u64,
-    weights: u64,
     tokens: u64,
-    seeds: u64,
     draws: u64,
-    cuts: u64,
     vocabulary: u32,
     pad: u32,
 }
-// SAFETY: six addresses and two numbers of four bytes.
+// SAFETY: three addresses and two numbers of four bytes.
 unsafe impl Args for SampleArgs {}
 
 impl Ops {
-    /// Chooses a token of each row of `logits`.
+    /// Chooses a token of each row of `logits`. Rows of which the likeliest is taken stay as they are; the others are lost.
     ///
     /// # Errors
     /// Something is shorter than the sizes say, or the device refuses.
     pub fn sample(
         &self,
-        logits: &Buffer<f32>,
-        sampling: &mut Sampling,
+        logits: &mut Buffer<f32>,
+        sampling: &Sampling,
         tokens: &mut Buffer<u32>,
     ) -> Result<(), CudaError> {
         let (rows, vocabulary) = (sampling.rows, sampling.vocabulary);
@@ -113,16 +105,13 @@ impl Ops {
         })?;
         let args = SampleArgs {
             logits: logits.at(),
-            weights: sampling.weights.at(),
             tokens: tokens.at(),
-            seeds: sampling.seeds.at(),
-            draws: sampling.draws.at(),
-            cuts: sampling.cuts.at(),
+            draws: sampling.draws_at(),
             vocabulary: vocabulary as u32,
             pad: 0,
         };
         // SAFETY: lengths were just checked.
-        unsafe { self.launch("sample", [rows, 1, 1], (512, 4 * (512 + 2)), &args) }
+        unsafe { self.launch("sample", [rows, 1, 1], (THREADS as u32, 4 * (THREADS + 2)), &args) }
     }
 
     /// Chooses the batch's next tokens, into the batch: they are computed next, after [`Ops::advance`].
@@ -131,8 +120,8 @@ impl Ops {
     /// The batch has other rows than the sampling, or the device refuses.
     pub fn sample_next(
         &self,
-        logits: &Buffer<f32>,
-        sampling: &mut Sampling,
+        logits: &mut Buffer<f32>,
+        sampling: &Sampling,
         batch: &mut Batch,
     ) -> Result<(), CudaError> {
         check(

@@ -42,8 +42,11 @@ pub const MODULES: [Module; 8] = [
         "matmul_bf16_1" "matmul_bf16_2" "matmul_bf16_4" "matmul_bf16_8" "fill"),
     module!("rope.cu", "rope_store"),
     module!("attention_decode.cu",
-        "decode_64_4" "decode_64_8" "decode_128_4" "decode_128_8" "decode_256_4" "decode_256_8" "decode_join"),
-    module!("attention_prefill.cu", "prefill_64" "prefill_128" "prefill_256"),
+        "decode_64_4" "decode_64_8" "decode_128_4" "decode_128_8" "decode_256_4" "decode_256_8"
+        "decode_int8_64_4" "decode_int8_64_8" "decode_int8_128_4" "decode_int8_128_8"
+        "decode_int8_256_4" "decode_int8_256_8" "decode_join"),
+    module!("attention_prefill.cu", "prefill_64" "prefill_128" "prefill_256"
+        "prefill_int8_64" "prefill_int8_128" "prefill_int8_256"),
     module!("sample.cu", "sample" "advance"),
 ];
 

@@ -2,14 +2,15 @@
 
 use super::{Random, driver, limits, near, ops};
 use half::f16;
-use kernels::Pairs;
 use kernels::cuda::{
     Batch, Buffer, HeadShape, KvPages, Ops, Order, Precision, QkvExtras, Singles, Span, Steps, Workspace,
 };
+use kernels::{KvKind, Pairs};
 
 /// Attention of a batch over a cache, with every trick of the architectures, against plain code.
 struct Case {
     shape: HeadShape,
+    kind: KvKind,
     window: usize,
     pairs: Pairs,
     /// Positions there before, and tokens of the step, of each sequence.
@@ -47,8 +48,21 @@ impl Plain {
         }
     }
 
-    /// One head after bias, norm and rotation, rounded to f16 as the cache does.
-    fn head(&self, case: &Case, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
+    /// One head after bias, norm and rotation, rounded as the cache does.
+    fn head(&self, case: &Case, at: (usize, usize), head: usize) -> Vec<f64> {
+        let exact = self.exact_head(case, at, head);
+        let is_kept = head >= case.shape.heads;
+        if case.kind == KvKind::Int8 && is_kept {
+            let scale = largest(&exact) / 127.0;
+            return exact
+                .iter()
+                .map(|value| (value / scale).round() * scale)
+                .collect();
+        }
+        exact.iter().map(|value| f16::from_f64(*value).to_f64()).collect()
+    }
+
+    fn exact_head(&self, case: &Case, (sequence, position): (usize, usize), head: usize) -> Vec<f64> {
         let (shape, dim) = (case.shape, case.shape.dim);
         let at = position * shape.qkv() + head * dim;
         let mut x: Vec<f64> = (0..dim)
@@ -76,7 +90,7 @@ impl Plain {
                 );
             }
         }
-        x.iter().map(|value| f16::from_f64(*value).to_f64()).collect()
+        x
     }
 
     fn attended(&self, case: &Case, sequence: usize, position: usize) -> Vec<f64> {
@@ -115,8 +129,17 @@ impl Plain {
     }
 }
 
+fn largest(head: &[f64]) -> f64 {
+    head.iter().fold(0.0, |largest, value| value.abs().max(largest))
+}
+
 fn scale(shape: HeadShape) -> f64 {
     1.0 / (shape.dim as f64).sqrt()
+}
+
+/// Blocks of a sequence lie apart and backwards.
+fn block_of(sequence: usize, at: usize) -> usize {
+    63 - sequence - 4 * at
 }
 
 /// The device's side: the cache filled with what was before, then one step.
@@ -134,7 +157,7 @@ impl Device {
         let limits = limits(100);
         let on = |floats: &[f32]| Buffer::from_slice(driver(&ops), floats).unwrap();
         Self {
-            pages: KvPages::new(driver(&ops), case.shape, limits.blocks).unwrap(),
+            pages: KvPages::new(driver(&ops), (case.shape, case.kind), limits.blocks).unwrap(),
             work: Workspace::new(
                 driver(&ops),
                 case.shape,
@@ -157,9 +180,8 @@ impl Device {
         ranges: &[std::ops::Range<usize>],
         singles: Singles,
     ) -> Vec<Vec<f32>> {
-        // Blocks of a sequence lie apart and backwards.
         let tables: Vec<Vec<u32>> = (0..ranges.len())
-            .map(|sequence| (0..15).map(|block| (63 - sequence - 4 * block) as u32).collect())
+            .map(|sequence| (0..15).map(|block| block_of(sequence, block) as u32).collect())
             .collect();
         let used: Vec<usize> = (0..ranges.len())
             .filter(|sequence| !ranges[*sequence].is_empty())
@@ -238,12 +260,44 @@ fn attention(case: &Case, order: Order) {
         let expected: Vec<f64> = range
             .flat_map(|position| plain.attended(case, sequence, position))
             .collect();
+        // A byte that lies between two steps may be rounded to either.
+        let tolerance = if case.kind == KvKind::Int8 { 5e-3 } else { 2e-3 };
         near(
             &got[sequence],
             &expected,
-            2e-3,
+            tolerance,
             &format!("{:?}, sequence {sequence}", case.shape),
         );
+    }
+    if case.kind == KvKind::Int8 {
+        bytes_are_near(case, &plain, &device.pages);
+    }
+}
+
+/// What the cache keeps: the largest of each head is 127, everything within half a step.
+fn bytes_are_near(case: &Case, plain: &Plain, pages: &KvPages) {
+    let (shape, kept) = (case.shape, pages.read().unwrap());
+    for (half, kept) in kept.iter().enumerate() {
+        for (sequence, (before, now)) in case.sequences.iter().enumerate() {
+            for (position, head) in
+                (0..before + now).flat_map(|at| (0..shape.kv_heads).map(move |head| (at, head)))
+            {
+                let all = shape.heads + half * shape.kv_heads + head;
+                let exact = plain.exact_head(case, (sequence, position), all);
+                let block = block_of(sequence, position / 16);
+                let row = (block * shape.kv_heads + head) * 16 + position % 16;
+                let scale = f64::from(kept.scales[row]);
+                assert!((scale * 127.0 / largest(&exact) - 1.0).abs() < 1e-5);
+                let bytes = &kept.elements[row * shape.dim..][..shape.dim];
+                for (byte, exact) in bytes.iter().zip(exact) {
+                    let value = f64::from(byte.cast_signed()) * scale;
+                    assert!(
+                        (value - exact).abs() <= scale * 0.502,
+                        "{value} for {exact}, steps of {scale}"
+                    );
+                }
+            }
+        }
     }
 }
 
@@ -255,6 +309,7 @@ fn shape(heads: usize, kv_heads: usize, dim: usize) -> HeadShape {
 fn attention_with_heads_of_64() {
     let case = Case {
         shape: shape(6, 2, 64),
+        kind: KvKind::F16,
         window: 0,
         pairs: Pairs::Neighbours,
         sequences: &[(0, 1), (5, 1), (150, 1), (0, 70), (15, 20)],
@@ -266,6 +321,7 @@ fn attention_with_heads_of_64() {
 fn attention_with_heads_of_128_in_a_window() {
     let case = Case {
         shape: shape(6, 1, 128),
+        kind: KvKind::F16,
         window: 40,
         pairs: Pairs::Halves,
         sequences: &[(30, 1), (139, 1), (64, 9)],
@@ -277,6 +333,7 @@ fn attention_with_heads_of_128_in_a_window() {
 fn attention_with_heads_of_256_and_many_on_one_key() {
     let case = Case {
         shape: shape(9, 1, 256),
+        kind: KvKind::F16,
         window: 0,
         pairs: Pairs::Halves,
         sequences: &[(20, 1), (0, 33)],
@@ -284,10 +341,43 @@ fn attention_with_heads_of_256_and_many_on_one_key() {
     attention(&case, Order::Forwards);
 }
 
+/// Every kernel that reads bytes: single queries in groups of four and eight, prompts, heads of every size.
+#[test]
+fn attention_over_bytes() {
+    let all = [
+        (shape(6, 2, 64), 0, &[(0, 1), (150, 1), (15, 20)][..]),
+        (shape(6, 1, 128), 40, &[(139, 1), (64, 9)]),
+        (shape(9, 1, 256), 0, &[(20, 1), (0, 33)]),
+        (shape(4, 2, 64), 24, &[(40, 1)]),
+        (shape(4, 1, 256), 0, &[(3, 1)]),
+        (shape(2, 1, 128), 0, &[(0, 1), (5, 7)]),
+    ];
+    for ((shape, window, sequences), order) in all.into_iter().zip(super::ORDERS.into_iter().cycle()) {
+        let case = Case {
+            shape,
+            kind: KvKind::Int8,
+            window,
+            pairs: Pairs::Halves,
+            sequences,
+        };
+        attention(&case, order);
+    }
+}
+
+#[test]
+fn kinds_without_kernels_are_refused() {
+    let ops = ops(Order::Forwards, Precision::Fast);
+    for kind in [KvKind::Bf16, KvKind::F32] {
+        let error = KvPages::new(driver(&ops), (shape(2, 1, 64), kind), 4).unwrap_err();
+        assert!(error.to_string().contains("f16 or int8"), "{error}");
+    }
+}
+
 #[test]
 fn single_queries_do_not_depend_on_how_a_prompt_is_cut() {
     let case = Case {
         shape: shape(4, 2, 64),
+        kind: KvKind::F16,
         window: 0,
         pairs: Pairs::Halves,
         sequences: &[(0, 40)],

@@ -249,7 +249,9 @@ impl Model {
         info.bytes = weights.bytes as u64;
         info.embedding_width = config.width;
         info.generates = true;
-        info.kv_bytes = 2;
+        info.draws = true;
+        info.kv_bytes = capacity.kv.bytes();
+        info.kv_scale_bytes = capacity.kv.scale_bytes();
         Self {
             info,
             config,

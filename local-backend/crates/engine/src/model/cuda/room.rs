@@ -2,17 +2,21 @@
 
 use super::super::arch::Config;
 use crate::backend::{BLOCK_TOKENS, ModelInfo};
+use kernels::KvKind;
 use kernels::cuda::{
-    Activations, Batch, Buffer, CudaError, HeadShape, KvPages, Limits, Ops, Precision, Scratch, Workspace,
+    Activations, Batch, Buffer, CudaError, HeadShape, KvPages, Limits, Ops, Precision, Sampling, Scratch,
+    Workspace,
 };
 
-/// How much a step may be.
+/// What there is to be room for on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Tokens; longer steps are cut.
+    /// Tokens of a step; longer ones are cut.
     pub tokens: usize,
-    /// Sequences.
+    /// Sequences of a step.
     pub sequences: usize,
+    /// How keys and values are kept: f16 or int8.
+    pub kv: KvKind,
 }
 
 impl Default for Capacity {
@@ -20,6 +24,7 @@ impl Default for Capacity {
         Self {
             tokens: 1024,
             sequences: 256,
+            kv: KvKind::F16,
         }
     }
 }
@@ -40,6 +45,9 @@ pub(super) struct Room {
     pub(super) gate_up: Buffer<f32>,
     pub(super) result: Buffer<f32>,
     pub(super) logits: Buffer<f32>,
+    pub(super) sampling: Sampling,
+    /// Tokens drawn, one for each row of logits.
+    pub(super) chosen: Buffer<u32>,
     pub(super) scratch: Scratch,
 }
 
@@ -103,7 +111,7 @@ impl Room {
         Ok(Self {
             batch: Batch::new(driver, limits)?,
             caches: (0..config.layers)
-                .map(|_| KvPages::new(driver, shape, limits.blocks))
+                .map(|_| KvPages::new(driver, (shape, capacity.kv), limits.blocks))
                 .collect::<Result<_, _>>()?,
             work: Workspace::new(driver, shape, (tokens, singles), positions)?,
             angles: [angles(&frequencies[0])?, angles(&frequencies[1])?],
@@ -115,6 +123,8 @@ impl Room {
             gate_up: Buffer::new(driver, tokens * 2 * config.feed)?,
             result: Buffer::new(driver, tokens * width)?,
             logits: Buffer::new(driver, limits.sequences * info.vocabulary)?,
+            sampling: Sampling::new(driver, limits.sequences, info.vocabulary)?,
+            chosen: Buffer::new(driver, limits.sequences)?,
             scratch: Scratch::new(ops, largest)?,
         })
     }
