@@ -70,7 +70,7 @@ class Gateway:
         prices = []
         for provider, models in MODELS.items():
             for model in models:
-                lines.append(f"  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 100, capabilities: [tools, images, structured]}}")
+                lines.append(f"  - {{id: {model}, provider: {provider}, model: {model}, class: cheap, max_output_tokens: 100, capabilities: [tools, images, structured_output]}}")
                 entry = f"  - {{provider: {provider}, model: {model}, "
                 prices.append(entry + 'input_per_mtok: "1000", output_per_mtok: "2000"}')
                 prices.append(entry + 'service_tier: flex, input_per_mtok: "500", output_per_mtok: "1000"}')

@@ -129,6 +129,7 @@ fn is_gemini(path: &str) -> bool {
     [
         "/v1beta/models/",
         "/v1beta/batches",
+        "/v1beta/files/",
         "/upload/v1beta/",
         "/download/v1beta/",
     ]

@@ -48,7 +48,9 @@ pub(crate) fn answer(batches: &Batches, head: &Parts, body: &[u8]) -> Told {
                 &mut fields,
             );
         }
-        if let Some(name) = path.strip_prefix("/download/v1beta/files/") {
+        // The reference names the first, Google's own clients take the second.
+        let served = ["/download/v1beta/files/", "/v1beta/files/"];
+        if let Some(name) = served.iter().find_map(|lead| path.strip_prefix(lead)) {
             return download(inner, name);
         }
         operation(inner, (&head.method, path), &query, body)
