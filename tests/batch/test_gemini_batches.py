@@ -1,5 +1,4 @@
 """Gemini's batches as a backend: OpenAI's and Anthropic's batch flows in front of it, and jobs. The fake's money is the truth."""
-import io
 import json
 import time
 import urllib.request
@@ -11,6 +10,7 @@ import pytest
 from batch_stack import KEY
 from google import genai
 from google.genai import types
+from openai_flow import begin, ended, lines, upload
 from waiting import until
 
 # 11 tokens in, 3 of thinking and 5 of text.
@@ -34,29 +34,6 @@ def google_of(gateway):
 @pytest.fixture
 def client(gateway):
     return client_of(gateway)
-
-
-def lines(model, count, **body):
-    name = uuid.uuid4().hex
-    return [{
-        "custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions",
-        "body": {"model": model, "messages": [{"role": "user", "content": f"{name} {number}"}]} | body,
-    } for number in range(count)]
-
-
-def upload(client, requests):
-    text = "\n".join(map(json.dumps, requests)).encode()
-    return client.files.create(file=("r.jsonl", io.BytesIO(text)), purpose="batch").id
-
-
-def begin(client, requests, window="24h"):
-    return client.batches.create(
-        input_file_id=upload(client, requests), endpoint="/v1/chat/completions", completion_window=window)
-
-
-def ended(client, batch, seconds=60):
-    over = ("completed", "expired", "cancelled", "failed")
-    return until(lambda: (found := client.batches.retrieve(batch.id)).status in over and found, seconds)
 
 
 def read(client, file):

@@ -1,42 +1,15 @@
 """OpenAI's own batch flow with the official SDK, only `base_url` and key changed."""
-import io
 import json
-import uuid
 
 import openai
 import pytest
+from openai_flow import begin, ended, lines, upload
 from waiting import until
 
 
 @pytest.fixture
 def client(gateway, key):
     return openai.OpenAI(base_url=gateway.url + "/v1", api_key=key, max_retries=0)
-
-
-def lines(model, count, **body):
-    name = uuid.uuid4().hex
-    return [{
-        "custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions",
-        "body": {"model": model, "messages": [{"role": "user", "content": f"{name} {number}"}]} | body,
-    } for number in range(count)]
-
-
-def upload(client, requests):
-    text = "\n".join(json.dumps(request) for request in requests)
-    return client.files.create(file=("requests.jsonl", io.BytesIO(text.encode())), purpose="batch")
-
-
-def begin(client, requests, window="24h"):
-    file = upload(client, requests)
-    return client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window, metadata={"of": "test"})
-
-
-def ended(client, batch, seconds=30):
-    def look():
-        found = client.batches.retrieve(batch.id)
-        return found if found.status in ("completed", "expired", "cancelled", "failed") else None
-    return until(look, seconds)
 
 
 def read(client, file):

@@ -134,8 +134,14 @@ trait Api: Send + Sync {
     /// A page of the batches there are. `after`: what the page before said comes next; empty at first.
     fn list(&self, after: &str) -> Control;
 
-    /// The batches of a page, and what comes next.
-    fn listed<'v>(&self, page: &'v Value) -> (&'v [Value], Option<String>);
+    /// The batches of a page, and what comes next. Here: the list is `data`, and its last batch is where the next page
+    /// begins.
+    fn listed<'v>(&self, page: &'v Value) -> (&'v [Value], Option<String>) {
+        let batches = page["data"].as_array().map_or(&[][..], Vec::as_slice);
+        let last = batches.last().and_then(|batch| batch["id"].as_str());
+        let more = last.filter(|_| page["has_more"] == true);
+        (batches, more.map(str::to_owned))
+    }
 
     fn likeness(&self, batch: &Value, wanted: &Wanted<'_>) -> Likeness;
 
@@ -341,12 +347,4 @@ fn one_line(body: &[u8]) -> impl Iterator<Item = u8> {
             *byte
         }
     })
-}
-
-/// The batches of a page whose list is `data`, of which the last is where the next page begins.
-fn data(page: &Value) -> (&[Value], Option<String>) {
-    let batches = page["data"].as_array().map_or(&[][..], Vec::as_slice);
-    let last = batches.last().and_then(|batch| batch["id"].as_str());
-    let more = last.filter(|_| page["has_more"] == true);
-    (batches, more.map(str::to_owned))
 }

@@ -1,7 +1,7 @@
 //! Anthropic's message batches: the requests in the call that makes one, results at a URL of their own. A batch has no name
 //! there: which one a pack was made into, its results tell.
 
-use super::{Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Upload, Wanted, data, lines, parse};
+use super::{Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Upload, Wanted, lines, parse};
 use crate::upstream::control::Control;
 use bytes::Bytes;
 use serde::Deserialize;
@@ -38,10 +38,6 @@ impl Api for Anthropic {
             last => format!("&after_id={last}"),
         };
         Control::get(format!("/messages/batches?limit=100{after}"))
-    }
-
-    fn listed<'v>(&self, page: &'v Value) -> (&'v [Value], Option<String>) {
-        data(page)
     }
 
     fn likeness(&self, batch: &Value, wanted: &Wanted<'_>) -> Likeness {

@@ -1,7 +1,7 @@
 //! OpenAI's batches: a file of requests, `/batches`, files of answers and of errors. The pack's id is in the metadata.
 
 use super::{
-    Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Upload, Wanted, data, lines, one_line, parse,
+    Api, Each, Likeness, Outcome, RemoteError, Sent, Standing, Upload, Wanted, lines, one_line, parse,
 };
 use crate::upstream::control::Control;
 use bytes::Bytes;
@@ -52,10 +52,6 @@ impl Api for Openai {
             last => format!("&after={last}"),
         };
         Control::get(format!("/batches?limit=100{after}"))
-    }
-
-    fn listed<'v>(&self, page: &'v Value) -> (&'v [Value], Option<String>) {
-        data(page)
     }
 
     fn likeness(&self, batch: &Value, wanted: &Wanted<'_>) -> Likeness {

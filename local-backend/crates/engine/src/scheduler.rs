@@ -11,9 +11,10 @@
 //! 3. What is left of the step's *time* goes to prompts, in the same order, in chunks.
 //!
 //! The background class has steps of its own when there is no other request at all; one that arrives pushes it aside between
-//! two layers of its step, which goes on from there later. Beside others it rides only where all of them wait for their next tokens and hardly notice (see `background`).
-//! It keeps its blocks until others need them. When blocks run out, the youngest request gives its own back and is computed
-//! again later. A request that begins as another one that is being read waits for that one's blocks.
+//! two layers of its step, which goes on from there later. Beside others it rides only where all of them wait for their next
+//! tokens and hardly notice (see `background`). It keeps its blocks until others need them. When blocks run out, the youngest
+//! request gives its own back and is computed again later. A request that begins as another one that is being read waits for
+//! that one's blocks.
 //!
 //! Invariants: every block that is not free belongs to a running request; the oldest request of the best class always
 //! gets on; removing a request, in any state, leaves nothing of it.

@@ -204,33 +204,27 @@ fn compare_keeping(shape: &MadeUp, kv: Option<KvKind>, tolerance: f32) {
     }
 }
 
+/// A width that no large block divides.
+const SMALL_BLOCKS: MadeUp = MadeUp {
+    width: 192,
+    feed: 288,
+    heads: 3,
+    kv_heads: 1,
+    head_dim: 64,
+    ..MadeUp::LLAMA
+};
+
 #[test]
 fn llama_in_small_blocks() {
-    let shape = MadeUp {
-        width: 192,
-        feed: 288,
-        heads: 3,
-        kv_heads: 1,
-        head_dim: 64,
-        ..MadeUp::LLAMA
-    };
-    compare(&shape, 0.025);
+    compare(&SMALL_BLOCKS, 0.025);
 }
 
 /// Half the memory of the cache, on both. Bytes on both sides may be rounded apart where what they round is a little apart.
 #[test]
 fn keys_and_values_in_eight_bits() {
-    let small = MadeUp {
-        width: 192,
-        feed: 288,
-        heads: 3,
-        kv_heads: 1,
-        head_dim: 64,
-        ..MadeUp::LLAMA
-    };
-    compare_keeping(&small, Some(KvKind::Int8), 0.03);
+    compare_keeping(&SMALL_BLOCKS, Some(KvKind::Int8), 0.03);
     let folder = tempfile::tempdir().unwrap();
-    let path = write(&small, folder.path());
+    let path = write(&SMALL_BLOCKS, folder.path());
     let on = |place: Place, kv| backend(&path, &place.keeping(kv).unwrap()).info().block_bytes();
     let card = || place(Precision::Fast, SMALL);
     assert_eq!(

@@ -17,6 +17,8 @@ use std::sync::Arc;
 mod attention;
 #[path = "simt/hopper.rs"]
 mod hopper;
+#[path = "simt/kinds.rs"]
+mod kinds;
 
 const ORDERS: [Order; 3] = [Order::Forwards, Order::Backwards, Order::Mixed];
 
@@ -443,46 +445,11 @@ fn many_logits(vocabulary: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn tokens_are_those_that_the_cpu_draws() {
-    let plain = Draw {
-        temperature: 0.9,
-        ..Draw::default()
+    let cold = Draw {
+        temperature: 1e-3,
+        ..kinds::KINDS[0]
     };
-    let kinds = [
-        plain,
-        Draw { top_k: 1, ..plain },
-        Draw { top_k: 25, ..plain },
-        Draw { top_p: 0.3, ..plain },
-        Draw {
-            top_p: 0.97,
-            temperature: 1.7,
-            ..plain
-        },
-        Draw {
-            top_p: 0.9,
-            top_k: 70,
-            ..plain
-        },
-        Draw {
-            min_p: 0.2,
-            temperature: 2.0,
-            ..plain
-        },
-        Draw {
-            min_p: 0.05,
-            top_p: 0.8,
-            top_k: 200,
-            ..plain
-        },
-        Draw {
-            top_p: 0.001,
-            ..plain
-        },
-        Draw {
-            temperature: 1e-3,
-            ..plain
-        },
-        Draw::default(),
-    ];
+    let kinds = [&kinds::KINDS[..], &[cold, Draw::default()]].concat();
     for (order, vocabulary) in ORDERS.into_iter().zip([100, 1_531, 2_003]) {
         let ops = ops(order, Precision::Fast);
         let draws = kinds.iter().flat_map(|kind| {
