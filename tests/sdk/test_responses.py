@@ -62,12 +62,13 @@ def test_who_leaves_a_streamed_response_stops_the_provider_and_pays_for_what_pas
     assert seen["ended"] == "cancelled" and seen["tokens"] < 60, seen
 
 
-def test_a_response_that_breaks_off_is_an_error(client):
-    with pytest.raises(openai.APIError):
-        events = list(client.responses.create(model="fake-n40-cut7", input="Hello there", stream=True))
-        # The error is told before the connection ends as it should not.
-        assert events[-1].type == "error", events[-1]
-        raise openai.APIError(events[-1].message, request=None, body=None)
+def test_a_response_that_breaks_off_says_so_before_its_connection_does(client):
+    events = []
+    with pytest.raises(openai.APIConnectionError):
+        for event in client.responses.create(model="fake-n40-cut7", input="Hello there", stream=True):
+            events.append(event)
+    assert [event.type for event in events].count("response.output_text.delta") == 7
+    assert events[-1].type == "error" and "broke off" in events[-1].message
 
 
 def test_embeddings_are_not_streamed(client):
